@@ -1,0 +1,235 @@
+"""The signed description of one model version.
+
+A version is a *template* `.tflite`, made once by the exporter, whose int8 weights, scales and float biases stand at
+the offsets named here. So the cloud makes version 13 and a phone makes its personal copy by writing bytes in place,
+with no TensorFlow. The rules:
+- every range that a version may change is listed; all other bytes hash to `template_sha256` once those are zeroed;
+- ranges lie inside the file, do not overlap, and hold exactly their tensor;
+- `version` rises; a device never goes back to a lower one (undo is a new number with old weights);
+- the layout fingerprint names tensors, shapes and order: an update made for another layout is refused.
+
+This module imports no numpy, so that the idle supervisor stays small.
+"""
+
+import hashlib
+import math
+from typing import Literal
+
+import msgspec
+
+from wire_contract.errors import Malformed, Unsupported
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 32_768
+MAX_MODEL_BYTES = 64 * 1024 * 1024
+MAX_PARAMETERS = 1 << 27
+
+
+class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One fleet tensor and where its bytes stand in the file.
+
+    `kind` int8: symmetric, one scale, value = int8 * scale; every position in `scale_offsets` holds that scale as a
+    little-endian float32. `kind` float32: the values themselves. `transposed`: the file holds the transpose of
+    `shape` (two dimensions). All of `offsets` hold the same bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Literal["int8", "float32"]
+    offsets: tuple[int, ...]
+    scale_offsets: tuple[int, ...] = ()
+    transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the tensor takes at each of its offsets."""
+        return self.size * (1 if self.kind == "int8" else 4)
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns `start` to `stop` of a train input hold this fleet tensor (a vector takes one column)."""
+
+    tensor: str
+    start: int
+    stop: int
+
+
+class TrainInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A weight input of the train signatures: fleet tensors side by side, `fill` in the columns that no part takes.
+
+    A one-dimensional input has one part with start 0 and stop 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    fill: float = 0.0
+
+
+class SignatureSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Static shapes of one signature: rows a call, tokens a row, candidate rows (0 where it has none)."""
+
+    batch: int
+    length: int
+    candidates: int = 0
+
+
+class Golden(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device checks before it uses a version.
+
+    `tokens`: one context for `suggest_context`. `template_loss`: what `evaluate` must give on synthetic weights (see
+    `edge_runtime.model_check`), so that a wrong interpreter is found. `logit_tolerance`: how far the int8 suggestion
+    may lie from the float graph fed with the same, dequantized weights, so that a wrong patch is found.
+    """
+
+    tokens: tuple[int, ...]
+    template_loss: float
+    loss_tolerance: float
+    logit_tolerance: float
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a device must know of a version before it downloads it. Decode with `decode_manifest`."""
+
+    format: int = FORMAT
+    population: str
+    version: int
+    kind: Literal["training", "refresh"]
+    sha256: str
+    size_bytes: int
+    template_sha256: str
+    layout_fingerprint: str
+    tensors: tuple[TensorEntry, ...]
+    train_inputs: tuple[TrainInput, ...]
+    signatures: dict[str, SignatureSpec]
+    vocabulary_sha256: str
+    vocabulary_words: int
+    golden: Golden
+    created_at: int
+    expires_at: int
+    url: str = ""
+    vocabulary_url: str = ""
+    undo_of: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in all fleet tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def fingerprint(tensors: tuple[TensorEntry, ...]) -> str:
+    """Return the layout fingerprint: SHA-256 over names, shapes and order; kinds and offsets do not matter."""
+    text = "\n".join(f"{t.name}:{'x'.join(map(str, t.shape))}" for t in tensors)
+    return hashlib.sha256(b"edge-federation layout v1\n" + text.encode()).hexdigest()
+
+
+def patched_ranges(manifest: Manifest) -> list[tuple[int, int]]:
+    """Return the (start, stop) byte ranges that a version may change, in order."""
+    ranges = []
+    for tensor in manifest.tensors:
+        ranges += [(offset, offset + tensor.size_bytes) for offset in tensor.offsets]
+        ranges += [(offset, offset + 4) for offset in tensor.scale_offsets]
+    return sorted(ranges)
+
+
+def template_hash(data: bytes, manifest: Manifest) -> str:
+    """Return the SHA-256 of `data` with every patched range zeroed; equal for all versions of one template."""
+    digest = hashlib.sha256()
+    position = 0
+    view = memoryview(data)
+    for start, stop in patched_ranges(manifest):
+        digest.update(view[position:start])
+        digest.update(bytes(stop - start))
+        position = stop
+    digest.update(view[position:])
+    return digest.hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes that get signed; inverse of `decode_manifest`. Raises `Malformed` if a rule is broken."""
+    check_manifest(manifest)
+    return msgspec.msgpack.encode(manifest)
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest's signed body. Raises `Malformed` or `Unsupported`; unknown fields are ignored by rule."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise Malformed(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, got {len(data)}")
+    try:
+        manifest = msgspec.msgpack.decode(data, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, ValueError) as e:
+        raise Malformed(f"a manifest is a MessagePack map of the contract's fields: {e}") from e
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise `Malformed` or `Unsupported` unless every rule of the module docstring holds."""
+    if manifest.format != FORMAT:
+        raise Unsupported(f"this side reads manifest format {FORMAT}, got {manifest.format}")
+    for name, digest in (
+        ("sha256", manifest.sha256),
+        ("template_sha256", manifest.template_sha256),
+        ("layout_fingerprint", manifest.layout_fingerprint),
+        ("vocabulary_sha256", manifest.vocabulary_sha256),
+    ):
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise Malformed(f"{name} is 64 lower-case hex digits, got {digest[:80]!r}")
+    if manifest.version < 1:
+        raise Malformed(f"a version is a positive number, got {manifest.version}")
+    if not 0 < manifest.size_bytes <= MAX_MODEL_BYTES:
+        raise Malformed(f"a model has 1 to {MAX_MODEL_BYTES} bytes, got {manifest.size_bytes}")
+    if manifest.expires_at <= manifest.created_at:
+        raise Malformed(f"a manifest expires after its creation, got {manifest.expires_at} <= {manifest.created_at}")
+    if not manifest.tensors:
+        raise Malformed("a manifest names at least one tensor")
+    names = [tensor.name for tensor in manifest.tensors]
+    if len(set(names)) != len(names):
+        raise Malformed(f"a tensor is named once, got {names}")
+    for tensor in manifest.tensors:
+        _check_tensor(tensor)
+    if manifest.parameters > MAX_PARAMETERS:
+        raise Malformed(f"a model has at most {MAX_PARAMETERS} parameters, got {manifest.parameters}")
+    if fingerprint(manifest.tensors) != manifest.layout_fingerprint:
+        raise Malformed("layout_fingerprint is the hash of the tensors' names, shapes and order, and is not here")
+    position = 0
+    for start, stop in patched_ranges(manifest):
+        if start < position or stop > manifest.size_bytes:
+            raise Malformed(f"patched ranges lie apart inside the file, got {start}..{stop} after {position}")
+        position = stop
+    for train_input in manifest.train_inputs:
+        _check_train_input(train_input, {tensor.name: tensor.shape for tensor in manifest.tensors})
+    for name, spec in manifest.signatures.items():
+        if not (1 <= spec.batch <= 4096 and 1 <= spec.length <= 4096 and 0 <= spec.candidates <= 65_536):
+            raise Malformed(f"a signature has 1 to 4096 rows and tokens, got {name}: {spec.batch} x {spec.length}")
+
+
+def _check_tensor(tensor: TensorEntry) -> None:
+    if not 1 <= len(tensor.shape) <= 4 or any(not 1 <= n <= MAX_PARAMETERS for n in tensor.shape):
+        raise Malformed(f"a tensor has one to four positive dimensions, got {tensor.name}: {tensor.shape}")
+    if not tensor.offsets or any(offset < 0 for offset in (*tensor.offsets, *tensor.scale_offsets)):
+        raise Malformed(f"a tensor stands at one or more offsets >= 0, got {tensor.name}: {tensor.offsets}")
+    if (tensor.kind == "int8") != bool(tensor.scale_offsets):
+        raise Malformed(f"an int8 tensor has scale offsets and a float32 one none, got {tensor.name}")
+    if tensor.transposed and len(tensor.shape) != 2:
+        raise Malformed(f"only a matrix is stored transposed, got {tensor.name}: {tensor.shape}")
+
+
+def _check_train_input(train_input: TrainInput, shapes: dict[str, tuple[int, ...]]) -> None:
+    column = 0
+    for part in train_input.parts:
+        shape = shapes.get(part.tensor)
+        if shape is None:
+            raise Malformed(f"a train input is made of the manifest's tensors, got {part.tensor!r}")
+        width = shape[1] if len(shape) == 2 and len(train_input.shape) == 2 else 1
+        fits = shape == train_input.shape or (len(train_input.shape) == 2 and shape[0] == train_input.shape[0])
+        if part.start < column or (shape != train_input.shape and part.stop - part.start != width) or not fits:
+            raise Malformed(f"parts lie side by side and fit, got {part.tensor} at {part.start}..{part.stop}")
+        column = part.stop
+    if not train_input.parts or (len(train_input.shape) == 2 and column > train_input.shape[1]):
+        raise Malformed(f"a train input has parts inside its columns, got {train_input.name}")

@@ -1,0 +1,305 @@
+"""The messages that devices and the aggregator exchange: msgspec structs in MessagePack, signed as bytes.
+
+The rules:
+- a message is decoded once, from the exact bytes that were signed, and never re-serialized to verify;
+- every message is a map with a `type` tag; an unknown type is `Unsupported`, an unknown field is ignored, a field
+  that is missing or out of its range is `Malformed`; the protocol's major version is the topic's `v1`;
+- lengths are bounded before decoding: no message is longer than `MAX_MESSAGE_BYTES`;
+- times are Unix seconds, sizes are bytes, identifiers are lower-case hex.
+This module imports no numpy, so that the idle supervisor stays small.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from wire_contract.errors import Malformed, Unsupported
+
+MAX_MESSAGE_BYTES = 96 * 1024
+MAX_CHUNK_BYTES = 48 * 1024
+MAX_UPDATE_BYTES = 8 * 1024 * 1024
+
+Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Hex64 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,39}$")]
+Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Capability = Annotated[str, msgspec.Meta(pattern="^[a-z]+:[a-z0-9_-]{1,40}$")]
+Text = Annotated[str, msgspec.Meta(max_length=400)]
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Version = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class RetryWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """When the device may ask again: it draws a moment between the two, so that a fleet does not arrive together."""
+
+    earliest: Seconds
+    latest: Seconds
+
+
+class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How an update is compressed: codec mode, share of the values kept, and the entropy stage."""
+
+    mode: str = "topk4"
+    kept: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.01
+    entropy: str = "zstd"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The device's instructions for a training task.
+
+    `signature` names the train signature; `rows` examples of the signature's length are drawn at most, `epochs` times
+    over; `weight_rule` "uniform" counts an update 1, "examples" counts min(examples, example_cap) / example_cap.
+    """
+
+    signature: str = "train_sampled"
+    rule: str = "sgd"
+    rows: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 80
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    learning_rate: Positive = 1.0
+    dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.2
+    clip_norm: Positive = 10.0
+    weight_rule: Literal["uniform", "examples"] = "examples"
+    example_cap: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 80
+    minimum_examples: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 1
+    codec: CodecPlan = CodecPlan()
+
+
+class CheckIn(msgspec.Struct, frozen=True, kw_only=True, tag="check-in"):
+    """A device asks for work. `capabilities` are names like `codec:topk4`, `entropy:zstd`, `rule:sgd`,
+    `signature:train`; a plan that needs another is never offered to it."""
+
+    device: Hex32
+    population: Name
+    nonce: Hex32
+    sent_at: Seconds
+    held_version: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    capabilities: Annotated[tuple[Capability, ...], msgspec.Meta(max_length=64)]
+    examples: Count
+
+
+class StatusQuery(msgspec.Struct, frozen=True, kw_only=True, tag="status-query"):
+    """A device whose receipt did not come asks what has arrived, rather than sending the update again."""
+
+    device: Hex32
+    update_id: Hex32
+    nonce: Hex32
+    sent_at: Seconds
+
+
+class TaskOffer(msgspec.Struct, frozen=True, kw_only=True, tag="task-offer"):
+    """This task, for this device, now: a lease until `deadline`. Signed by the aggregator.
+
+    `sealing_key` is the X25519 public key that updates are sealed to; `seed` fixes every random choice of the local
+    training; `nonce` repeats the check-in's, so that an old offer can't be played again.
+    """
+
+    device: Hex32
+    population: Name
+    task: Hex16
+    lease: Hex32
+    nonce: Hex32
+    base_version: Version
+    base_sha256: Hex64
+    layout_fingerprint: Hex64
+    plan: Plan
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    sealing_key: Bytes32
+    shard: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+    issued_at: Seconds
+    deadline: Seconds
+    retry: RetryWindow
+
+
+class TurnedAway(msgspec.Struct, frozen=True, kw_only=True, tag="turned-away"):
+    """No work now; not an error. The device comes again within the retry window."""
+
+    device: Hex32
+    nonce: Hex32
+    reason: Text
+    issued_at: Seconds
+    retry: RetryWindow
+
+
+class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True, tag="update-header"):
+    """What an update says of itself; these bytes are the associated data of the seal.
+
+    `examples` is the device's own count: the aggregator caps it by the plan and never weights by more.
+    """
+
+    device: Hex32
+    population: Name
+    task: Hex16
+    lease: Hex32
+    update_id: Hex32
+    base_version: Version
+    layout_fingerprint: Hex64
+    codec: str
+    examples: Count
+    steps: Count
+    loss_before: float
+    loss_after: float
+    finished_at: Seconds
+    ephemeral_key: Bytes32
+
+
+class UpdateInit(msgspec.Struct, frozen=True, kw_only=True, tag="update-init"):
+    """Opens an upload: the header's exact bytes, and size and hash of the sealed bytes that follow in chunks."""
+
+    header: Annotated[bytes, msgspec.Meta(max_length=4096)]
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_UPDATE_BYTES)]
+    sha256: Hex64
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=1024, le=MAX_CHUNK_BYTES)]
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks that the sealed bytes are cut into."""
+        return -(-self.size_bytes // self.chunk_bytes)
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
+    """Piece `index` of an update's sealed bytes; integrity comes from the hash in the signed `UpdateInit`."""
+
+    update_id: Hex32
+    index: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CHUNK_BYTES)]
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag="receipt"):
+    """The aggregator's signed answer to an update; it never promises that a release used it.
+
+    `verdict`: `accepted` and `duplicate` (the kept vector may be dropped), `stale` (it returns to the residual),
+    `incomplete` (send the chunks in `missing`; `init_missing` asks for the init too), or a refusal by name, after
+    which the device discards the update.
+    """
+
+    device: Hex32
+    update_id: Hex32
+    verdict: Text
+    reason: Text
+    staleness: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
+    missing: Annotated[tuple[int, ...], msgspec.Meta(max_length=4096)] = ()
+    init_missing: bool = False
+    issued_at: Seconds
+
+
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, tag="device-report"):
+    """Retained on the device's state topic: online or not, versions held, and why it does not train now."""
+
+    device: Hex32
+    nonce: Hex32
+    online: bool
+    training_version: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    refresh_version: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    runtime: Text
+    reason: Text
+    sent_at: Seconds
+
+
+class ModelAnnouncement(msgspec.Struct, frozen=True, kw_only=True, tag="model-announcement"):
+    """Retained on a population's model topics: the signed manifest, the exact bytes that `envelope.sign` made."""
+
+    signed_manifest: Annotated[bytes, msgspec.Meta(max_length=40_000)]
+
+
+class Enrolment(msgspec.Struct, frozen=True, kw_only=True, tag="enrolment"):
+    """A device asks for its identity over HTTP: a one-use token and the public key that it made itself.
+
+    `proof` is the device's signature over the token and its key (kind "enrolment-proof").
+    """
+
+    token: Annotated[str, msgspec.Meta(max_length=200)]
+    public_key: Bytes32
+    population: Name
+    label: Annotated[str, msgspec.Meta(max_length=80)]
+    proof: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag="enrolled"):
+    """The answer: who the device is, where the broker is, and the aggregator's key that the device pins."""
+
+    device: Hex32
+    population: Name
+    aggregator_key: Bytes32
+    manifest_key: Bytes32
+    broker_url: Text
+    model_url: Text
+    shard: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+    issued_at: Seconds
+
+
+Request = CheckIn | StatusQuery
+TaskReply = TaskOffer | TurnedAway
+AnyMessage = (
+    CheckIn
+    | StatusQuery
+    | TaskOffer
+    | TurnedAway
+    | UpdateHeader
+    | UpdateInit
+    | Chunk
+    | Receipt
+    | DeviceReport
+    | ModelAnnouncement
+    | Enrolment
+    | Enrolled
+)
+
+Message = TypeVar("Message")
+
+_TAGS = {
+    "check-in", "status-query", "task-offer", "turned-away", "update-header", "update-init", "chunk", "receipt",
+    "device-report", "model-announcement", "enrolment", "enrolled",
+}  # fmt: skip
+
+
+def encode_message(message: AnyMessage) -> bytes:
+    """Return a message's bytes; inverse of `decode_message`."""
+    return msgspec.msgpack.encode(message)
+
+
+class _Tagged(msgspec.Struct):
+    type: str
+
+
+def decode_message(data: bytes, expected: type[Message]) -> Message:
+    """Read one message of type `expected` (a message class or a union of them).
+
+    Raises `Malformed` for bytes that break a rule, `Unsupported` for a type this side does not know.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise Malformed(f"a message has at most {MAX_MESSAGE_BYTES} bytes, got {len(data)}")
+    try:
+        return msgspec.msgpack.decode(data, type=expected)
+    except (msgspec.DecodeError, RecursionError, ValueError) as e:
+        tag = _tag_of(data)
+        if tag is not None and tag not in _TAGS:
+            raise Unsupported(f"this side knows no message of type {tag[:40]!r}") from e
+        raise Malformed(f"a message is a MessagePack map of the contract's fields: {e}") from e
+
+
+def _tag_of(data: bytes) -> str | None:
+    try:
+        return msgspec.msgpack.decode(data, type=_Tagged).type
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return None
+
+
+def verdict_returns_the_update(verdict: str) -> bool:
+    """Whether the device puts the update's vector back into its residual (only a stale one)."""
+    return verdict == "stale"
+
+
+def capabilities_needed(plan: Plan) -> frozenset[str]:
+    """Return the capabilities that a device must name at check-in before this plan may be offered to it."""
+    return frozenset(
+        {
+            f"codec:{plan.codec.mode}",
+            f"entropy:{plan.codec.entropy}",
+            f"rule:{plan.rule}",
+            f"signature:{plan.signature}",
+        }
+    )
