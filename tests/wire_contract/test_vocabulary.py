@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wire_contract.errors import ContractError, Malformed
+from wire_contract.vocabulary import NUMBER, START, UNKNOWN, Vocabulary, remove_identifiers, split_sentences
+
+SMALL = Vocabulary.from_words(["the", "cat", "don't", "sat"])
+
+
+def test_text_becomes_sentences_of_words_and_numbers():
+    assert split_sentences("The cat sat. DON’T! It's 3,000 o'clock?\nyes") == [
+        ["the", "cat", "sat"], ["don't"], ["it's", "<num>", "o'clock"], ["yes"],
+    ]  # fmt: skip
+
+
+def test_addresses_are_gone_before_anything_is_counted():
+    left = remove_identifiers("write to a.b+c@mail.example.org or see https://x.yz/q?a=1 or www.x.yz or foo.com/bar ok")
+    assert split_sentences(left) == [["write", "to", "or", "see", "or", "or", "ok"]]
+
+
+def test_a_word_outside_the_vocabulary_becomes_unknown():
+    assert SMALL.encode_text("The dog sat 12") == [START, 4, UNKNOWN, 7, NUMBER]
+
+
+@given(st.text())
+def test_no_text_gives_an_id_outside_the_vocabulary(text):
+    assert all(0 < i < len(SMALL) for i in SMALL.encode_text(text))
+
+
+def test_the_file_comes_back_as_it_was_written():
+    assert Vocabulary.from_bytes(SMALL.to_bytes()) == SMALL
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"<pad>\n<s>\n<unk>\n<num>\n", b"a\nb\nc\nd\ne\n", SMALL.to_bytes()[:-1], SMALL.to_bytes() + b"cat\n",
+     SMALL.to_bytes() + b"Cat\n", SMALL.to_bytes() + b"\xff\n", SMALL.to_bytes() + b"x" * 41 + b"\n",
+     SMALL.to_bytes() + b"\n"],
+)  # fmt: skip
+def test_a_broken_vocabulary_file_is_malformed(data):
+    with pytest.raises(Malformed):
+        Vocabulary.from_bytes(data)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_raise_only_the_contracts_error(data):
+    try:
+        Vocabulary.from_bytes(data)
+    except ContractError:
+        pass
