@@ -1,3 +1,4 @@
+import contextlib
 import struct
 import zlib
 
@@ -168,10 +169,8 @@ def test_a_zstd_frame_with_a_huge_window_is_refused():
 @given(st.binary(max_size=300))
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_give_an_update_or_the_contracts_error(data):
-    try:
+    with contextlib.suppress(ContractError):
         codec.decode(data, size=100)
-    except ContractError:
-        pass
 
 
 @given(st.integers(0, 5000), st.integers(0, 255), st.sampled_from(["none", "zstd", "deflate"]))

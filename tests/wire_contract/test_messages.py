@@ -1,3 +1,5 @@
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -24,10 +26,8 @@ def test_any_bytes_raise_only_the_contracts_error(data):
 def test_a_flipped_byte_gives_a_message_or_the_contracts_error(message, position, flip):
     data = bytearray(messages.encode_message(message))
     data[position % len(data)] ^= flip
-    try:
+    with contextlib.suppress(ContractError):
         messages.decode_message(bytes(data), messages.AnyMessage)
-    except ContractError:
-        pass
 
 
 def test_an_unknown_field_is_ignored_by_rule():
