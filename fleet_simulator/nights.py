@@ -16,7 +16,6 @@ The script is pure: the same seed gives the same nights. Every tick some devices
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 Fate = Literal["quiet", "metered", "busy", "battery", "warm", "unplugged", "killed"]
@@ -27,7 +26,7 @@ SHARES: dict[Fate, float] = {
 }  # fmt: skip
 # How many ticks a metered device's update is late: mostly the staleness that counts, seldom one that is refused.
 LATE_TICKS: tuple[tuple[int, float], ...] = ((1, 0.5), (2, 0.27), (3, 0.15), (5, 0.08))
-FIRST_NIGHT = datetime(2026, 11, 1, tzinfo=UTC)
+DAY_S = 86_400
 TICK_HOURS = (1, 3)
 
 
@@ -55,8 +54,9 @@ class Tick:
 def play_nights(seed: int, *, devices: int, nights: int, visits_a_tick: int, first_midnight: int) -> tuple[Tick, ...]:
     """Return the script of `nights` nights of two ticks each, `visits_a_tick` distinct devices in each.
 
-    `first_midnight` is the Unix time (UTC) that the first night begins at. Devices come in random permutations, so each comes about equally often; a device whose update still waits for an
-    unmetered network does not come again before it has gone. Raises `ValueError` if more visits than devices are asked.
+    `first_midnight` is the Unix time (UTC) at which the first night begins. Devices come in random permutations, so each
+    comes about equally often; a device whose update still waits for an unmetered network does not come again before it
+    has gone. Raises `ValueError` if more visits than devices are asked.
     """
     if not 1 <= visits_a_tick <= devices:
         raise ValueError(f"1 <= visits a tick <= devices, got {visits_a_tick} of {devices}")
