@@ -54,9 +54,9 @@ class Tick:
 def play_nights(seed: int, *, devices: int, nights: int, visits_a_tick: int, first_midnight: int) -> tuple[Tick, ...]:
     """Return the script of `nights` nights of two ticks each, `visits_a_tick` distinct devices in each.
 
-    `first_midnight` is the Unix time (UTC) at which the first night begins. Devices come in random permutations, so each
-    comes about equally often; a device whose update still waits for an unmetered network does not come again before it
-    has gone. Raises `ValueError` if more visits than devices are asked.
+    `first_midnight` is the Unix time (UTC) at which the first night begins. Devices come in random permutations, so
+    each comes about equally often; a device whose update still waits for an unmetered network does not come again
+    before it has gone. Raises `ValueError` if more visits than devices are asked.
     """
     if not 1 <= visits_a_tick <= devices:
         raise ValueError(f"1 <= visits a tick <= devices, got {visits_a_tick} of {devices}")
