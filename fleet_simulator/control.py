@@ -183,9 +183,11 @@ def _read_body(stream: BinaryIO) -> bytes:
 
 def read_command(stream: BinaryIO) -> Command:
     """Read the next command in a worker. Raises `WorkerDied` at the end of the pipe."""
-    return msgspec.msgpack.decode(_read_body(stream), type=Command)
+    command: Command = msgspec.msgpack.decode(_read_body(stream), type=Command)
+    return command
 
 
 def read_reply(stream: BinaryIO) -> Reply:
     """Read a worker's answer. Raises `WorkerDied` at the end of the pipe."""
-    return msgspec.msgpack.decode(_read_body(stream), type=Reply)
+    reply: Reply = msgspec.msgpack.decode(_read_body(stream), type=Reply)
+    return reply
