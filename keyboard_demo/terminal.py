@@ -9,6 +9,7 @@ import contextlib
 import termios
 import tty
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol, TextIO
 
 from keyboard_demo.keyboard import Message, Typing, press, suggest
@@ -81,7 +82,8 @@ def run_in_terminal(hands: Hands, stdin: TextIO, stdout: TextIO, width: int = 80
                     stdout.write(f"  {line}\r\n")
                     stdout.flush()
                 shown, note = 0, "suggestions come from the new night"
-                typing = suggest(typing, hands.vocabulary, hands.predict)
+                fresh = replace(typing, strip=Typing().strip)
+                typing = suggest(fresh, hands.vocabulary, hands.predict)
                 continue
             if key == ESCAPE or not (key.isprintable() or key in ("\r", "\n", *BACKSPACES)):
                 continue
