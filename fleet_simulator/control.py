@@ -5,7 +5,7 @@ of the child, not an attack: it ends the run with `WorkerDied`.
 """
 
 import struct
-from typing import BinaryIO
+from typing import IO
 
 import msgspec
 
@@ -163,14 +163,14 @@ Command = MoveIn | AskForWork | Work | HearReceipts | Score | Leave
 Reply = MovedIn | Asked | Worked | Heard | Scored | Left | Failed
 
 
-def write_frame(stream: BinaryIO, message: Command | Reply) -> None:
+def write_frame(stream: IO[bytes], message: Command | Reply) -> None:
     """Write one message and flush it."""
     body = msgspec.msgpack.encode(message)
     stream.write(_LENGTH.pack(len(body)) + body)
     stream.flush()
 
 
-def _read_body(stream: BinaryIO) -> bytes:
+def _read_body(stream: IO[bytes]) -> bytes:
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise WorkerDied("the pipe ended")
@@ -181,13 +181,13 @@ def _read_body(stream: BinaryIO) -> bytes:
     return body
 
 
-def read_command(stream: BinaryIO) -> Command:
+def read_command(stream: IO[bytes]) -> Command:
     """Read the next command in a worker. Raises `WorkerDied` at the end of the pipe."""
     command: Command = msgspec.msgpack.decode(_read_body(stream), type=Command)
     return command
 
 
-def read_reply(stream: BinaryIO) -> Reply:
+def read_reply(stream: IO[bytes]) -> Reply:
     """Read a worker's answer. Raises `WorkerDied` at the end of the pipe."""
     reply: Reply = msgspec.msgpack.decode(_read_body(stream), type=Reply)
     return reply
