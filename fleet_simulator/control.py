@@ -67,9 +67,10 @@ class Work(msgspec.Struct, frozen=True, tag=True):
 
 
 class Worked(msgspec.Struct, frozen=True, tag=True):
-    """What the devices did: updates that the aggregator will have, steps, interruptions, kills, bytes on the wire."""
+    """What the devices did: updates and check-ins that the aggregator will have, steps, interruptions, kills, bytes."""
 
     updates_sent: int
+    late_check_ins: int
     training_steps: int
     trained: int
     interrupted: int

@@ -75,6 +75,7 @@ class Device:
     sensors: PlayedSensors
     agent: Agent
     visiting: bool = False
+    asked: bool = False
     freed: bool = False
     was_interrupted: bool = False
 
@@ -154,29 +155,37 @@ class Worker:
         reasons: Counter[str] = Counter()
         for number, device in self._devices.items():
             visit = by_number.get(number)
-            device.visiting, device.freed = visit is not None, number in command.freed
+            device.visiting, device.freed, device.asked = visit is not None, number in command.freed, False
             if visit is None:
                 if device.freed:
                     device.sensors.rest()
                 continue
             device.sensors.meet(visit)
+            if device.phase is not Phase.RESTING:
+                # It has work from an earlier night, which it takes up again in the second half.
+                continue
             report = self._turn(device, 0.0)
-            check_ins += report is not None and report.checked_in
+            device.asked = report is not None and report.checked_in
+            check_ins += device.asked
             if report is not None and device.phase is Phase.RESTING:
                 reasons[short_reason(report.reason)] += 1
         return Asked(check_ins, dict(reasons))
 
     def _work(self) -> Worked:
-        steps = trained = interrupted = resumed = killed = turned_away = 0
+        steps = trained = interrupted = resumed = killed = turned_away = late_check_ins = 0
         sent: list[int] = []
         for device in self._devices.values():
             if not (device.visiting or device.freed):
                 continue
             was_sending = device.phase is Phase.SENDING
-            report = self._turn_until(device, lambda d: d.phase is not Phase.CHECKING_IN)
+            # Who asked is answered. A device whose old lease is over asks now, and is answered on another night.
+            waits = device.asked or device.phase is Phase.CHECKING_IN
+            settled = (lambda d: d.phase is not Phase.CHECKING_IN) if waits else (lambda d: True)
+            report = self._turn_until(device, settled)
             if report is None:
                 killed += 1
                 continue
+            late_check_ins += report.checked_in
             steps += report.training_steps
             turned_away += bool(report.turned_away)
             interrupted += report.interrupted
@@ -186,19 +195,21 @@ class Worker:
             device.was_interrupted = report.interrupted
             if report.update_sent and (report.update_queued or was_sending):
                 sent.append(report.bytes_up)
-        return Worked(len(sent), steps, trained, interrupted, resumed, killed, turned_away, tuple(sent))
+        return Worked(len(sent), late_check_ins, steps, trained, interrupted, resumed, killed, turned_away, tuple(sent))
 
     def _hear_receipts(self) -> Heard:
         verdicts: Counter[str] = Counter()
         for device in self._devices.values():
-            # A metered device's update waits in its outbox: no receipt can come.
-            if device.phase is Phase.SENDING and device.agent.state.attempts > 0:
+            # An update that waits for an unmetered link has not been sent: no receipt can come.
+            waits_for_link = device.phase is Phase.SENDING and device.agent.state.attempts == 0
+            if not waits_for_link:
+                # The night's slot is over: whoever is done does not ask for more work in this tick.
+                device.sensors.rest()
+            if device.phase is Phase.SENDING and not waits_for_link:
                 report = self._turn_until(device, lambda d: d.phase is not Phase.SENDING)
                 verdicts.update(report.receipts if report is not None else ())
             if device.visiting or device.freed:
                 device.visiting = device.freed = False
-                if device.phase is not Phase.SENDING:
-                    device.sensors.rest()
                 self._turn(device, 0.0)
         return Heard(dict(verdicts))
 

@@ -216,7 +216,9 @@ class Fleet:
         self.host.wait_for(check_ins=check_ins)
         self._note_turn()
         worked = self._ask_all([Work()] * len(self._workers), Worked)
-        self.host.wait_for(updates=sum(some.updates_sent for some in worked))
+        self.host.wait_for(
+            check_ins=sum(some.late_check_ins for some in worked), updates=sum(some.updates_sent for some in worked)
+        )
         before = self._totals_of_turn()
         steps = self._note_turn()
         heard = self._ask_all([HearReceipts()] * len(self._workers), Heard)
