@@ -122,6 +122,10 @@ class Hits(msgspec.Struct, frozen=True):
         """Top-3 recall in percent."""
         return 100.0 * self.top3 / self.words if self.words else 0.0
 
+    def percent1(self) -> float:
+        """Top-1 recall in percent."""
+        return 100.0 * self.top1 / self.words if self.words else 0.0
+
 
 class Suggestions(msgspec.Struct, frozen=True):
     """One place in a held-out sentence: what was typed, the word that came, and both models' three suggestions."""

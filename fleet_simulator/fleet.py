@@ -9,9 +9,11 @@ A tick is four moves, each of them whole before the next begins:
 
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -47,6 +49,7 @@ from fleet_simulator.entropy import seeded_entropy
 from fleet_simulator.nights import Tick
 
 Answer = TypeVar("Answer", bound=Reply)
+WALL_CLOCK_TURN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,24 @@ class Fleet:
         best = max(answers, key=lambda some: some.gain)
         accepted = sum(some.accepted for some in answers)
         return Scored(before, after, personal, accepted, best.sentence, best.gain)
+
+    @contextmanager
+    def on_wall_clock(self) -> Iterator[None]:
+        """From now on the aggregator takes its turns by itself, on the wall clock, until the block ends."""
+        stop = threading.Event()
+
+        def take_turns() -> None:
+            while not stop.wait(WALL_CLOCK_TURN_S):
+                self._clock.move_to(max(self._clock.now(), time.time()))
+                self._note_turn()
+
+        thread = threading.Thread(target=take_turns, name="turns", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def leave(self) -> list[Left]:
         """End the device processes politely."""

@@ -1,0 +1,158 @@
+"""A bundle: what a population is started from. A folder with four files.
+
+    model.tflite       the template with version 1's weights
+    vocabulary.txt     one word a line, specials first
+    manifest.bin       the signed manifest (envelope kind "manifest")
+    manifest_key.pub   the signer's public key, 64 hex digits, to be compared by other means before it is trusted
+
+A bundle is written beside its final name and renamed, so that a half-written one never stands there.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from model_export.convert import Template
+from model_export.network import LENGTH, signature_specs, size_of, train_inputs
+from model_export.reference import template_loss
+from wire_contract import envelope
+from wire_contract.errors import Malformed, Untrusted
+from wire_contract.layout import Tensors
+from wire_contract.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_MODEL_BYTES,
+    Golden,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+    fingerprint,
+    template_hash,
+)
+from wire_contract.patch import patch
+from wire_contract.vocabulary import MAX_FILE_BYTES, Vocabulary
+
+MODEL_FILE, VOCABULARY_FILE, MANIFEST_FILE, KEY_FILE = (
+    "model.tflite", "vocabulary.txt", "manifest.bin", "manifest_key.pub",
+)  # fmt: skip
+LOSS_TOLERANCE = 1e-4
+GOLDEN_CONTEXT = tuple(4 + 7 * i for i in range(LENGTH))
+_PLACEHOLDER = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A read and checked bundle."""
+
+    model: bytes
+    vocabulary: Vocabulary
+    manifest: Manifest
+    signed_manifest: bytes
+    public_key: bytes
+
+
+def make_manifest(
+    template: Template,
+    tensors: Tensors,
+    vocabulary: Vocabulary,
+    *,
+    population: str,
+    candidates: int,
+    logit_tolerance: float,
+    now: int,
+    valid_s: int,
+) -> tuple[bytes, Manifest]:
+    """Return version 1's file and manifest: `tensors` patched into `template`. Raises `Malformed`."""
+    size = size_of(tensors)
+    draft = Manifest(
+        population=population,
+        version=1,
+        kind="refresh",
+        sha256=_PLACEHOLDER,
+        size_bytes=len(template.data),
+        template_sha256=_PLACEHOLDER,
+        layout_fingerprint=fingerprint(template.tensors),
+        tensors=template.tensors,
+        train_inputs=train_inputs(size),
+        signatures=signature_specs(candidates),
+        vocabulary_sha256=vocabulary.sha256(),
+        vocabulary_words=len(vocabulary),
+        golden=Golden(
+            tokens=GOLDEN_CONTEXT,
+            template_loss=template_loss(size),
+            loss_tolerance=LOSS_TOLERANCE,
+            logit_tolerance=logit_tolerance,
+        ),
+        created_at=now,
+        expires_at=now + valid_s,
+    )
+    if len(vocabulary) != size.words:
+        raise Malformed(f"the embedding has a row for each word: {size.words}, got {len(vocabulary)} words")
+    model = patch(template.data, draft, tensors)
+    return model, msgspec.structs.replace(
+        draft, sha256=hashlib.sha256(model).hexdigest(), template_sha256=template_hash(model, draft)
+    )
+
+
+def write_bundle(
+    folder: Path, model: bytes, vocabulary: Vocabulary, manifest: Manifest, key: Ed25519PrivateKey
+) -> None:
+    """Sign and write a bundle to `folder`, replacing an older one there."""
+    signed = envelope.sign(key, "manifest", encode_manifest(manifest))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (fresh / MODEL_FILE).write_bytes(model)
+        (fresh / VOCABULARY_FILE).write_bytes(vocabulary.to_bytes())
+        (fresh / MANIFEST_FILE).write_bytes(signed)
+        (fresh / KEY_FILE).write_text(envelope.public_bytes(key).hex() + "\n")
+        fresh.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def read_bundle(folder: Path, public_key: bytes | None = None) -> Bundle:
+    """Return the bundle in `folder` after checking signature, hashes, layout and vocabulary.
+
+    public_key: the key that is trusted; without it the one that lies in the bundle is taken, which proves only that
+    the bundle is whole. Raises the contract's errors, or `FileNotFoundError`.
+    """
+    key = public_key or _read_public_key(folder)
+    signed = _read(folder / MANIFEST_FILE, envelope.MAX_ENVELOPE_BYTES + MAX_MANIFEST_BYTES)
+    manifest = decode_manifest(envelope.verify(signed, "manifest", key))
+    model = _read(folder / MODEL_FILE, MAX_MODEL_BYTES)
+    if len(model) != manifest.size_bytes or hashlib.sha256(model).hexdigest() != manifest.sha256:
+        raise Untrusted(f"{MODEL_FILE} hashes to what the manifest says, {manifest.sha256[:12]}..., and does not here")
+    if template_hash(model, manifest) != manifest.template_sha256:
+        raise Untrusted(f"{MODEL_FILE} outside the weights hashes to template_sha256, and does not here")
+    vocabulary = Vocabulary.from_bytes(_read(folder / VOCABULARY_FILE, MAX_FILE_BYTES))
+    if vocabulary.sha256() != manifest.vocabulary_sha256 or len(vocabulary) != manifest.vocabulary_words:
+        raise Untrusted(f"{VOCABULARY_FILE} hashes to what the manifest says, and does not here")
+    return Bundle(model, vocabulary, manifest, signed, key)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Malformed(f"{path.name} has at most {limit} bytes")
+    return data
+
+
+def _read_public_key(folder: Path) -> bytes:
+    text = _read(folder / KEY_FILE, 200).decode("ascii", "replace").strip()
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise Malformed(f"{KEY_FILE} holds 64 hex digits, got {text[:80]!r}")
+    return key
