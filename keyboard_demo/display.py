@@ -1,4 +1,4 @@
-"""What a person sees while the fleet learns: a live line of progress on a terminal, a plain line now and then elsewhere.
+"""What a person sees while the fleet learns: a live line of progress on a terminal, plain lines elsewhere.
 
 Everything goes to stderr, so that stdout holds the result alone. `NO_COLOR` and `TERM=dumb` are respected.
 """
@@ -33,9 +33,7 @@ class Display:
     def __enter__(self) -> "Display":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._stop()
 
     def _stop(self) -> None:
