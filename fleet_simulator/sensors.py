@@ -29,6 +29,7 @@ class PlayedSensors:
         self._reader = FileSensors(root)
         self._visit: Visit | None = None
         self._training_reads = 0
+        self._played: tuple[bool, float, bool, float] | None = None
         self.rest()
 
     def rest(self) -> None:
