@@ -83,7 +83,7 @@ def population_settings(settings: StorySettings) -> PopulationSettings:
         # Late updates keep their lease until they are refused by staleness, not by the clock.
         lease_seconds=5 * DAY_S,
         pace=PaceSettings(minimum_seconds=600, maximum_seconds=3600),
-        plan=Plan(signature="train_sampled", rows=80, epochs=2, learning_rate=1.0, dropout=0.2, clip_norm=10.0,
+        plan=Plan(signature="train_sampled", rows=80, epochs=3, learning_rate=1.0, dropout=0.2, clip_norm=10.0,
                   weight_rule="examples", example_cap=80, codec=CodecPlan(kept=0.01, entropy="zstd")),
         optimizer=OptimizerSettings(name="fedadam", learning_rate=1.5e-2, beta1=0.5, beta2=0.99, epsilon=1e-4,
                                     warmup_steps=5, decay_steps=ticks, final_share=0.1),

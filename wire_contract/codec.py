@@ -100,13 +100,14 @@ def select_largest(vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Return the ascending indices of the k largest magnitudes; ties go to the lower index, zeros are left out."""
     magnitude = np.abs(vector)
     if k >= len(vector):
-        return np.flatnonzero(magnitude > 0)
+        return np.flatnonzero(magnitude > 0).astype(np.int64)
     candidates = np.flatnonzero(magnitude >= _threshold_below(magnitude, k))
     values = magnitude[candidates]
     threshold = np.partition(values, len(values) - k)[len(values) - k]
     chosen = values > threshold
     chosen[np.flatnonzero(values == threshold)[: k - int(np.count_nonzero(chosen))]] = True
-    return candidates[chosen & (values > 0)]
+    kept: NDArray[np.int64] = candidates[chosen & (values > 0)]
+    return kept
 
 
 def _threshold_below(magnitude: NDArray[np.float32], k: int) -> np.float32:

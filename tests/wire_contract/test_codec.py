@@ -36,6 +36,25 @@ def test_the_largest_magnitudes_are_kept_and_ties_go_to_the_lower_index():
     assert codec.select_largest(vector, 7).tolist() == [0, 1, 2, 4, 5, 6]
 
 
+@given(st.integers(0, 10_000), st.integers(1, 400), st.sampled_from([0, 1, 3]))
+@settings(max_examples=80, deadline=None)
+def test_selection_equals_a_full_sort_by_magnitude_then_index(seed, k, decimals):
+    vector = heavy_tailed(seed, 300) * 1000
+    vector = np.round(vector, decimals) if decimals else vector
+    vector[seed % 250 :] = 0
+    order = sorted((i for i in range(300) if vector[i] != 0), key=lambda i: (-abs(vector[i]), i))
+    assert codec.select_largest(vector, k).tolist() == sorted(order[:k])
+
+
+def test_selection_equals_a_full_sort_where_a_sample_guesses_the_threshold():
+    vector = heavy_tailed(11, 200_000)
+    vector[::3] = 0
+    order = np.lexsort((np.arange(len(vector)), -np.abs(vector)))
+    for k in (1, 2000, 70_000, 199_999):
+        expected = np.sort(order[:k][vector[order[:k]] != 0])
+        assert np.array_equal(codec.select_largest(vector, k), expected)
+
+
 def test_residual_and_sent_add_up_to_delta_and_the_old_residual():
     delta, old = heavy_tailed(2, 3000), heavy_tailed(3, 3000)
     update = encode(delta, old)

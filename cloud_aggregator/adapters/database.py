@@ -1,0 +1,101 @@
+"""Durable records in SQLite (default) or any database of an SQLAlchemy URL.
+
+The rules:
+- SQLite runs in WAL mode with synchronous=FULL: what was acknowledged survives a power cut. NORMAL is faster and may
+  lose the last commits, so it is never used before an acknowledgement;
+- a writing transaction takes the write lock at its start (BEGIN IMMEDIATE): two processes never deadlock half-way;
+- the file is readable by its owner only: it names devices and holds the service's seed;
+- a database of another schema version is refused by name.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from cloud_aggregator.adapters import schema
+from cloud_aggregator.adapters.sql_records import SqlRecords
+from cloud_aggregator.errors import Refused, StorageFailed
+
+BUSY_TIMEOUT_MS = 20_000
+
+
+class SqlDatabase:
+    """`ports.Database` over an SQLAlchemy engine; safe to use from several threads."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = sa.create_engine(url)
+        except (SQLAlchemyError, ImportError) as e:
+            raise Refused(f"the database URL {url!r} cannot be used: {e}") from e
+        if self._engine.dialect.name == "sqlite":
+            _prepare_sqlite(self._engine)
+        try:
+            schema.metadata.create_all(self._engine)
+        except SQLAlchemyError as e:
+            raise StorageFailed(f"the database {self._engine.url!r} cannot be opened: {e}") from e
+        with self.transaction() as records:
+            found = records.meta("schema")
+            if found is None:
+                records.set_meta("schema", schema.SCHEMA)
+            elif found != schema.SCHEMA:
+                raise Refused(f"this program reads database schema {schema.SCHEMA.decode()}, got {found.decode()}")
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "SqlDatabase":
+        """Open (or make) `aggregator.db` in a data directory."""
+        path = folder / "aggregator.db"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
+        except OSError as e:
+            raise StorageFailed(f"{path}: cannot be made: {e}") from e
+        return cls(f"sqlite:///{path}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqlRecords]:
+        with self._block(read_only=False) as records:
+            yield records
+
+    @contextmanager
+    def reading(self) -> Iterator[SqlRecords]:
+        with self._block(read_only=True) as records:
+            yield records
+
+    @contextmanager
+    def _block(self, *, read_only: bool) -> Iterator[SqlRecords]:
+        try:
+            with self._engine.connect() as connection:
+                connection = connection.execution_options(read_only=read_only)
+                with connection.begin():
+                    yield SqlRecords(connection)
+        except SQLAlchemyError as e:
+            raise StorageFailed(f"the database failed: {e}") from e
+
+    def close(self) -> None:
+        """Close all connections; SQLite folds its write-ahead log into the file."""
+        self._engine.dispose()
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "connect")
+    def set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's own implicit BEGIN is switched off, so that the event below decides.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

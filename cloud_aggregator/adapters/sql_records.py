@@ -1,0 +1,218 @@
+"""`records.Records` on one SQLAlchemy connection: enrolment, leases, versions and what the operator sees.
+
+The updates and their chunks are in `sql_updates`, which this class builds on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import sqlalchemy as sa
+
+from cloud_aggregator.adapters import schema as t
+from cloud_aggregator.adapters.sql_updates import SqlUpdates
+from cloud_aggregator.leases import Lease, LeaseState
+from cloud_aggregator.records import (
+    AnnouncementRecord,
+    DeviceRecord,
+    PopulationRecord,
+    ReleaseRecord,
+    RequestRecord,
+    ScheduleRecord,
+    TokenRecord,
+    VersionRecord,
+)
+from cloud_aggregator.server_optimizer import OptimizerState
+from wire_contract.topics import Track
+
+MAX_EVENTS = 10_000
+
+
+class SqlRecords(SqlUpdates):
+    """One transaction's operations."""
+
+    def meta(self, key: str) -> bytes | None:
+        value = self._connection.scalar(sa.select(t.meta.c.value).where(t.meta.c.key == key))
+        return None if value is None else bytes(value)
+
+    def set_meta(self, key: str, value: bytes) -> None:
+        self._put(t.meta, {"key": key, "value": value}, ["key"])
+
+    def add_token(self, token: TokenRecord) -> None:
+        self._connection.execute(sa.insert(t.tokens).values(asdict(token)))
+
+    def take_token(self, token_sha256: str, now: int) -> TokenRecord | None:
+        usable = (t.tokens.c.token_sha256 == token_sha256) & (t.tokens.c.uses_left > 0) & (t.tokens.c.expires_at > now)
+        taken = self._connection.execute(
+            sa.update(t.tokens).where(usable).values(uses_left=t.tokens.c.uses_left - 1)
+        ).rowcount
+        if not taken:
+            return None
+        row = self._connection.execute(sa.select(t.tokens).where(t.tokens.c.token_sha256 == token_sha256)).one()
+        return TokenRecord(**row._mapping)
+
+    def tokens(self) -> list[TokenRecord]:
+        rows = self._connection.execute(sa.select(t.tokens).order_by(t.tokens.c.minted_at.desc()))
+        return [TokenRecord(**row._mapping) for row in rows]
+
+    def add_device(self, device: DeviceRecord) -> bool:
+        return self._insert_new(t.devices, asdict(device)) is not None
+
+    def device(self, device: str) -> DeviceRecord | None:
+        row = self._connection.execute(sa.select(t.devices).where(t.devices.c.device == device)).one_or_none()
+        return None if row is None else DeviceRecord(**row._mapping)
+
+    def devices(self) -> list[DeviceRecord]:
+        order = (t.devices.c.enrolled_at.desc(), t.devices.c.device)
+        return [DeviceRecord(**row._mapping) for row in self._connection.execute(sa.select(t.devices).order_by(*order))]
+
+    def replace_device(self, device: DeviceRecord) -> None:
+        self._put(t.devices, asdict(device), ["device"])
+
+    def touch_device(self, device: str, now: int) -> None:
+        self._connection.execute(sa.update(t.devices).where(t.devices.c.device == device).values(last_seen=now))
+
+    def add_population(self, population: PopulationRecord) -> bool:
+        return self._insert_new(t.populations, asdict(population)) is not None
+
+    def populations(self) -> list[PopulationRecord]:
+        rows = self._connection.execute(sa.select(t.populations).order_by(t.populations.c.population))
+        return [PopulationRecord(**row._mapping) for row in rows]
+
+    def template(self, template_sha256: str) -> bytes | None:
+        column = t.populations.c
+        query = sa.select(column.signed_template).where(column.template_sha256 == template_sha256).limit(1)
+        value = self._connection.scalar(query)
+        return None if value is None else bytes(value)
+
+    def put_request(self, device: str, kind: str, key: str, payload: bytes) -> None:
+        self._put(
+            t.requests,
+            {"device": device, "kind": kind, "key": key, "payload": payload},
+            ["device", "kind", "key"],
+        )
+
+    def requests(self, limit: int) -> list[RequestRecord]:
+        column = t.requests.c
+        query = sa.select(column.id, column.device, column.kind, column.key, column.payload)
+        rows = self._connection.execute(query.order_by(column.device, column.id).limit(limit))
+        return [RequestRecord(**row._mapping) for row in rows]
+
+    def drop_requests(self, ids: Sequence[int]) -> None:
+        if ids:
+            self._connection.execute(
+                sa.delete(t.requests).where(t.requests.c.id == sa.bindparam("gone")), [{"gone": i} for i in ids]
+            )
+
+    def count_requests(self, kind: str) -> int:
+        query = sa.select(sa.func.count()).select_from(t.requests).where(t.requests.c.kind == kind)
+        return int(self._connection.scalar(query) or 0)
+
+    def add_lease(self, lease: Lease) -> None:
+        self._connection.execute(sa.insert(t.leases).values(asdict(lease)))
+
+    def lease(self, task: str, device: str, lease: str) -> Lease | None:
+        column = t.leases.c
+        chosen = (column.lease == lease) & (column.task == task) & (column.device == device)
+        row = self._connection.execute(sa.select(t.leases).where(chosen)).one_or_none()
+        return None if row is None else Lease(**row._mapping)
+
+    def live_lease(self, task: str, device: str) -> Lease | None:
+        column = t.leases.c
+        chosen = (column.task == task) & (column.device == device) & (column.state == "live")
+        row = self._connection.execute(sa.select(t.leases).where(chosen)).one_or_none()
+        return None if row is None else Lease(**row._mapping)
+
+    def count_leases(self, task: str, device: str) -> int:
+        column = t.leases.c
+        chosen = (column.task == task) & (column.device == device)
+        return int(self._connection.scalar(sa.select(sa.func.count()).select_from(t.leases).where(chosen)) or 0)
+
+    def count_in_flight(self, task: str, now: int) -> int:
+        column = t.leases.c
+        chosen = (column.task == task) & (column.state == "live") & (column.deadline > now)
+        return int(self._connection.scalar(sa.select(sa.func.count()).select_from(t.leases).where(chosen)) or 0)
+
+    def set_lease_state(self, lease: str, state: LeaseState) -> None:
+        self._connection.execute(sa.update(t.leases).where(t.leases.c.lease == lease).values(state=state))
+
+    def expire_leases(self, task: str, now: int) -> int:
+        column = t.leases.c
+        over = (column.task == task) & (column.state == "live") & (column.deadline <= now)
+        return self._connection.execute(sa.update(t.leases).where(over).values(state="expired")).rowcount
+
+    def add_version(self, version: VersionRecord) -> None:
+        self._connection.execute(
+            sa.insert(t.versions).values({**asdict(version), "staleness": list(version.staleness)})
+        )
+
+    def version(self, population: str, version: int) -> VersionRecord | None:
+        chosen = (t.versions.c.population == population) & (t.versions.c.version == version)
+        row = self._connection.execute(sa.select(t.versions).where(chosen)).one_or_none()
+        return None if row is None else _version(row)
+
+    def versions(self, population: str) -> list[VersionRecord]:
+        query = sa.select(t.versions).where(t.versions.c.population == population)
+        return [_version(row) for row in self._connection.execute(query.order_by(t.versions.c.version.desc()))]
+
+    def announce(self, announcement: AnnouncementRecord) -> None:
+        self._put(t.announcements, asdict(announcement), ["population", "track"])
+
+    def announcements(self) -> list[AnnouncementRecord]:
+        column = t.announcements.c
+        rows = self._connection.execute(sa.select(t.announcements).order_by(column.population, column.track))
+        return [AnnouncementRecord(**row._mapping) for row in rows]
+
+    def announcement(self, population: str, track: Track) -> AnnouncementRecord | None:
+        column = t.announcements.c
+        chosen = (column.population == population) & (column.track == track)
+        row = self._connection.execute(sa.select(t.announcements).where(chosen)).one_or_none()
+        return None if row is None else AnnouncementRecord(**row._mapping)
+
+    def optimizer(self, population: str) -> OptimizerState | None:
+        column = t.optimizers.c
+        row = self._connection.execute(sa.select(t.optimizers).where(column.population == population)).one_or_none()
+        if row is None:
+            return None
+        master, m, v = (np.frombuffer(blob, dtype="<f4") for blob in (row.master, row.m, row.v))
+        return OptimizerState(master, m, v, row.step)
+
+    def set_optimizer(self, population: str, state: OptimizerState) -> None:
+        blobs = {name: getattr(state, name).astype("<f4").tobytes() for name in ("master", "m", "v")}
+        self._put(t.optimizers, {"population": population, "step": state.step, **blobs}, ["population"])
+
+    def add_release(self, release: ReleaseRecord) -> None:
+        values = asdict(release)
+        del values["id"]
+        self._connection.execute(sa.insert(t.releases).values(values))
+
+    def releases(self, population: str | None) -> list[ReleaseRecord]:
+        query = sa.select(t.releases).order_by(t.releases.c.id.desc())
+        if population is not None:
+            query = query.where(t.releases.c.population == population)
+        return [ReleaseRecord(**row._mapping) for row in self._connection.execute(query)]
+
+    def schedule(self, population: str) -> ScheduleRecord | None:
+        row = self._connection.execute(
+            sa.select(t.schedules).where(t.schedules.c.population == population)
+        ).one_or_none()
+        return None if row is None else ScheduleRecord(**row._mapping)
+
+    def set_schedule(self, schedule: ScheduleRecord) -> None:
+        self._put(t.schedules, asdict(schedule), ["population"])
+
+    def add_event(self, at: int, kind: str, device: str, text: str) -> None:
+        # Whoever can reach the broker can cause events: a counter goes on, the texts are kept for the first ones only.
+        count = int((self.meta(f"event:{kind}") or b"0").decode()) + 1
+        self.set_meta(f"event:{kind}", b"%d" % count)
+        if count <= MAX_EVENTS:
+            self._connection.execute(sa.insert(t.events).values(at=at, kind=kind, device=device[:32], text=text[:400]))
+
+    def count_events(self) -> dict[str, int]:
+        rows = self._connection.execute(sa.select(t.meta).where(t.meta.c.key.like("event:%")))
+        return {row.key.removeprefix("event:"): int(bytes(row.value).decode()) for row in rows}
+
+
+def _version(row: sa.Row[tuple[object, ...]]) -> VersionRecord:
+    values = dict(row._mapping)
+    return VersionRecord(**{**values, "staleness": tuple(values["staleness"])})

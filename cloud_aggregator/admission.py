@@ -1,0 +1,177 @@
+"""The verdict on an update: one name, one reason, given once.
+
+The rules, cheap checks first, nothing of the update is believed before its check:
+ at the door, when the init arrives (`open_init`)
+  unknown_device  no such device, or revoked
+  bad_signature   not signed by the device for this topic
+  malformed       init or header break the contract, or their ids differ from the topic's
+ at the pass, when all chunks are there (`admit`)
+  wrong_task      made for another population or task
+  unknown_lease   this device never had this lease, or it was for another base version
+  wrong_layout    another layout fingerprint
+  expired         after the lease's deadline and grace, or older than the maximum age by the aggregator's own clock
+  stale           more than 3 steps behind: the device keeps the vector
+  unsupported     a codec that the plan does not name
+  bad_seal        does not open with the header's bytes
+  malformed       does not decode to this model's size, finite, in range
+  norm_exceeded   the decoded vector is longer than the clip norm
+  accepted        weight = (1, or min(examples, cap) / cap) / sqrt(1 + staleness)
+`duplicate` and `conflict` (other bytes under one lease) come from what is stored, not from the bytes: see `ingest`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from cloud_aggregator import staleness as staleness_rule
+from cloud_aggregator.leases import Lease
+from wire_contract import codec, envelope
+from wire_contract.codec import SparseVector
+from wire_contract.errors import ContractError, Malformed, Unsupported, Untrusted
+from wire_contract.messages import Plan, UpdateHeader, UpdateInit, decode_message
+from wire_contract.topics import UpdateTopic
+
+VerdictName = Literal[
+    "accepted", "duplicate", "stale", "conflict", "expired", "wrong_layout", "bad_signature", "bad_seal", "malformed",
+    "unsupported", "unknown_device", "unknown_lease", "norm_exceeded", "wrong_task",
+]  # fmt: skip
+
+# The device scales with float32 and the norm is summed in another order here: leave one part in a million.
+NORM_SLACK: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of an update. `staleness` in steps where it is known; `weight` is 0 unless accepted."""
+
+    name: VerdictName
+    reason: str
+    staleness: int | None = None
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedInit:
+    """An init whose signature holds and whose ids fit its topic."""
+
+    init: UpdateInit
+    header: UpdateHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an update is measured by; times in seconds."""
+
+    population: str
+    task: str
+    layout_fingerprint: str
+    size: int
+    plan: Plan
+    lease_grace_s: int
+    maximum_age_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An update with all its chunks, its lease if there is one, and its staleness in steps (None: unknown base)."""
+
+    header_bytes: bytes
+    header: UpdateHeader
+    sealed: bytes
+    lease: Lease | None
+    staleness: int | None
+
+
+def update_id_of(device: str, task: str, lease: str) -> str:
+    """Return the one id that an update of this lease may have."""
+    return hashlib.sha256(f"{device}|{task}|{lease}".encode("ascii")).hexdigest()[:32]
+
+
+def open_init(payload: bytes, topic: UpdateTopic, public_key: bytes | None) -> OpenedInit | Verdict:
+    """Read a signed init; `public_key` is the topic's device's, None if it is not enrolled. Never raises."""
+    if public_key is None:
+        return Verdict("unknown_device", f"device {topic.device} is not enrolled here, or is revoked")
+    try:
+        init = decode_message(envelope.verify(payload, "update", public_key), UpdateInit)
+        header = decode_message(init.header, UpdateHeader)
+    except Untrusted as e:
+        return Verdict("bad_signature", str(e))
+    except Unsupported as e:
+        return Verdict("unsupported", str(e))
+    except ContractError as e:
+        return Verdict("malformed", str(e)[:300])
+    if header.device != topic.device:
+        return Verdict("malformed", f"the topic's device is {topic.device}, the header says {header.device}")
+    wanted = update_id_of(header.device, header.task, header.lease)
+    if not header.update_id == topic.update_id == wanted:
+        return Verdict("malformed", f"an update of this lease has the id {wanted}, got {header.update_id}")
+    return OpenedInit(init, header)
+
+
+def update_weight(plan: Plan, examples: int, staleness: int) -> float:
+    """Return an update's weight, above 0 and at most 1; 0 only where it claims no example under the rule "examples"."""
+    share = 1.0 if plan.weight_rule == "uniform" else min(examples, plan.example_cap) / plan.example_cap
+    return share * staleness_rule.weight(staleness)
+
+
+def admit(
+    update: Arrived, rules: Rules, sealing_key: X25519PrivateKey, now: int
+) -> tuple[Verdict, SparseVector | None]:
+    """Return the verdict, and the vector to fold if it is `accepted`. Never raises, whatever the bytes."""
+    verdict = _refuse_unopened(update, rules, now)
+    if verdict is not None:
+        return verdict, None
+    behind = update.staleness or 0
+    try:
+        plain = envelope.unseal(
+            update.sealed,
+            header=update.header_bytes,
+            ephemeral_key=update.header.ephemeral_key,
+            recipient=sealing_key,
+        )
+    except Untrusted as e:
+        return Verdict("bad_seal", str(e), behind), None
+    try:
+        vector = codec.decode(plain, size=rules.size)
+    except Unsupported as e:
+        return Verdict("unsupported", str(e), behind), None
+    except Malformed as e:
+        return Verdict("malformed", str(e)[:300], behind), None
+    norm, limit = vector.norm(), rules.plan.clip_norm
+    # Written so that a NaN or an infinite norm fails it too.
+    if not norm <= limit * (1.0 + NORM_SLACK):
+        return Verdict("norm_exceeded", f"the clip norm is {limit}, the update's norm is {norm:.6g}", behind), None
+    weight = update_weight(rules.plan, update.header.examples, behind)
+    if weight <= 0.0:
+        return Verdict("malformed", "an update is made of at least one example, got 0", behind), None
+    return Verdict("accepted", f"staleness {behind}, weight {weight:.4f}", behind, weight), vector
+
+
+def _refuse_unopened(update: Arrived, rules: Rules, now: int) -> Verdict | None:
+    header, lease, behind = update.header, update.lease, update.staleness
+    if (header.population, header.task) != (rules.population, rules.task):
+        return Verdict("wrong_task", f"the task is {rules.population}/{rules.task}, got {header.population}")
+    if lease is None:
+        return Verdict("unknown_lease", f"device {header.device} holds no lease {header.lease}")
+    if header.base_version != lease.base_version or behind is None:
+        return Verdict(
+            "unknown_lease", f"the lease is for version {lease.base_version}, the update for {header.base_version}"
+        )
+    if header.layout_fingerprint != rules.layout_fingerprint:
+        return Verdict(
+            "wrong_layout",
+            f"the layout is {rules.layout_fingerprint[:16]}, the update's is {header.layout_fingerprint[:16]}",
+        )
+    if now > lease.deadline + rules.lease_grace_s:
+        late = now - lease.deadline
+        return Verdict("expired", f"the lease ended {late} s ago, grace is {rules.lease_grace_s} s", behind)
+    if now - lease.issued_at > rules.maximum_age_s:
+        age = now - lease.issued_at
+        return Verdict("expired", f"an update is at most {rules.maximum_age_s} s old, this one is {age} s", behind)
+    if behind > staleness_rule.MAXIMUM:
+        return Verdict("stale", f"staleness {behind} is above {staleness_rule.MAXIMUM}", behind)
+    if header.codec != rules.plan.codec.mode:
+        return Verdict("unsupported", f"the plan's codec is {rules.plan.codec.mode}, got {header.codec[:40]!r}", behind)
+    return None

@@ -1,0 +1,214 @@
+"""Answers to check-ins and status queries: what goes down to one device, signed.
+
+The rules:
+- a check-in is verified here, not when it arrives; one dated a day or more off is turned away with that reason, so that
+  an old one cannot be played again later to hold a lease for a device that is not there;
+- a device that holds a live lease gets the same lease again (see `leases.is_offered_again`);
+- capabilities and examples are checked before a lease is spent;
+- the answer carries the check-in's nonce.
+"""
+
+from dataclasses import dataclass
+
+from cloud_aggregator import pace
+from cloud_aggregator.ingest import missing_chunks
+from cloud_aggregator.keys import ServiceKeys
+from cloud_aggregator.leases import IN_FLIGHT_PER_GOAL, Lease, draw_lease, is_offered_again, may_offer
+from cloud_aggregator.population import Population
+from cloud_aggregator.records import DeviceRecord, Records, UpdateRecord
+from wire_contract import envelope
+from wire_contract.messages import (
+    CheckIn,
+    Receipt,
+    TaskOffer,
+    TaskReply,
+    TurnedAway,
+    capabilities_needed,
+    encode_message,
+)
+from wire_contract.topics import DeviceTopic, build_topic
+
+MAX_CLOCK_DIFFERENCE_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message for the broker. `update` is the row whose receipt it is (0: none), `counts` how it was answered."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    update: int = 0
+
+
+@dataclass(slots=True)
+class Load:
+    """Devices turned away in this pass: what the retry windows widen with."""
+
+    turned_away: int = 0
+
+
+def answer_check_in(
+    records: Records, population: Population, device: DeviceRecord, check_in: CheckIn, keys: ServiceKeys, load: Load,
+    now: int,
+) -> TaskReply:  # fmt: skip
+    """Return the offer or the reason why there is no work now; a new lease is stored."""
+    settings, task = population.settings, population.record.task
+    refusal = _cannot_take(population, check_in, now)
+    if refusal:
+        return _turn_away(population, check_in, refusal, load, now)
+    current = population.registry.training
+    lease = records.live_lease(task, device.device)
+    if lease is not None and not is_offered_again(
+        lease, current_version=current.version, held_version=check_in.held_version, now=now
+    ):
+        records.set_lease_state(lease.lease, "replaced" if now < lease.deadline else "expired")
+        lease = None
+    if lease is None:
+        in_flight = records.count_in_flight(task, now)
+        if not may_offer(in_flight, settings.goal_count):
+            reason = f"{in_flight} leases are in flight, the goal count is {settings.goal_count}"
+            return _turn_away(population, check_in, reason, load, now)
+        lease = draw_lease(
+            keys.seed,
+            task=task,
+            device=device.device,
+            counter=records.count_leases(task, device.device),
+            base=(current.version, current.sha256),
+            now=now,
+            lease_s=settings.lease_seconds,
+        )
+        records.add_lease(lease)
+    return _offer(population, check_in, lease, keys, now)
+
+
+def _cannot_take(population: Population, check_in: CheckIn, now: int) -> str:
+    off = check_in.sent_at - now
+    if abs(off) >= MAX_CLOCK_DIFFERENCE_S:
+        return f"the check-in is dated {off:+d} s from the aggregator's clock, less than a day is allowed"
+    if check_in.population != population.name:
+        return f"this device is enrolled in population {population.name}, not {check_in.population}"
+    plan = population.settings.plan
+    lacking = sorted(capabilities_needed(plan) - set(check_in.capabilities))
+    if lacking:
+        return f"the task needs {', '.join(lacking)}"
+    if check_in.examples < plan.minimum_examples:
+        return f"the task needs {plan.minimum_examples} examples, the device has {check_in.examples}"
+    return ""
+
+
+def _turn_away(population: Population, check_in: CheckIn, reason: str, load: Load, now: int) -> TurnedAway:
+    load.turned_away += 1
+    settings = population.settings
+    retry = pace.retry_window(
+        now,
+        waiting=load.turned_away,
+        room=IN_FLIGHT_PER_GOAL * settings.goal_count,
+        minimum_s=settings.pace.minimum_seconds,
+        maximum_s=settings.pace.maximum_seconds,
+    )
+    return TurnedAway(device=check_in.device, nonce=check_in.nonce, reason=reason, issued_at=now, retry=retry)
+
+
+def _offer(population: Population, check_in: CheckIn, lease: Lease, keys: ServiceKeys, now: int) -> TaskOffer:
+    settings = population.settings
+    return TaskOffer(
+        device=lease.device,
+        population=population.name,
+        task=lease.task,
+        lease=lease.lease,
+        nonce=check_in.nonce,
+        base_version=lease.base_version,
+        base_sha256=lease.base_sha256,
+        layout_fingerprint=population.manifest.layout_fingerprint,
+        plan=settings.plan,
+        seed=lease.seed,
+        sealing_key=keys.sealing_public,
+        shard=0,
+        issued_at=now,
+        deadline=lease.deadline,
+        retry=pace.retry_window(
+            now,
+            waiting=0,
+            room=IN_FLIGHT_PER_GOAL * settings.goal_count,
+            minimum_s=settings.pace.minimum_seconds,
+            maximum_s=settings.pace.maximum_seconds,
+        ),
+    )
+
+
+def task_message(reply: TaskReply, keys: ServiceKeys) -> Outgoing:
+    """Return an offer or a turning away as the device's message."""
+    topic = build_topic(DeviceTopic(reply.device, "down/task"))
+    return Outgoing(topic, envelope.sign(keys.signing, "task", encode_message(reply)))
+
+
+def receipt_message(receipt: Receipt, keys: ServiceKeys, update: int = 0) -> Outgoing:
+    """Return a receipt as the device's message; `update` is its row, to be marked once the broker has it."""
+    topic = build_topic(DeviceTopic(receipt.device, "down/rcpt"))
+    return Outgoing(topic, envelope.sign(keys.signing, "receipt", encode_message(receipt)), update=update)
+
+
+def receipt_of(row: UpdateRecord, now: int) -> Receipt:
+    """Return the receipt of a judged update."""
+    return Receipt(
+        device=row.device,
+        update_id=row.update_id,
+        verdict=row.verdict or "",
+        reason=row.reason,
+        staleness=None if row.staleness is None else max(0, row.staleness),
+        issued_at=now,
+    )
+
+
+def answer_status(
+    records: Records, device: str, update_id: str, keys: ServiceKeys, now: int, *, repeated: bool
+) -> Outgoing | None:
+    """Return what has become of an update, or None while it waits for this very pass.
+
+    `repeated`: the device sent the whole update again. After an acceptance that is a `duplicate`; a plain status query
+    gets the first receipt's own bytes.
+    """
+    row = records.update(update_id)
+    if row is None or row.device != device:
+        return receipt_message(
+            Receipt(
+                device=device,
+                update_id=update_id,
+                verdict="incomplete",
+                reason="nothing of this update is here",
+                init_missing=True,
+                issued_at=now,
+            ),
+            keys,
+        )
+    if row.state == "received":
+        return None
+    if row.state == "open":
+        missing = missing_chunks(records, row)
+        return receipt_message(
+            Receipt(
+                device=device,
+                update_id=update_id,
+                verdict="incomplete",
+                reason=f"{len(missing)} of {row.chunks} chunks are missing",
+                missing=missing,
+                issued_at=now,
+            ),
+            keys,
+        )
+    if repeated and row.verdict == "accepted":
+        records.add_event(now, "duplicate", device, f"update {update_id} came again")
+        reason = "accepted before; it was counted once"
+        again = Receipt(
+            device=device,
+            update_id=update_id,
+            verdict="duplicate",
+            reason=reason,
+            staleness=row.staleness,
+            issued_at=now,
+        )
+        return receipt_message(again, keys)
+    if not row.receipt:
+        return None
+    return Outgoing(build_topic(DeviceTopic(device, "down/rcpt")), row.receipt, update=row.id)

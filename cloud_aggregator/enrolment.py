@@ -1,0 +1,58 @@
+"""A device gets its identity: a one-use token and a key that the device made itself.
+
+The rules:
+- only the SHA-256 of a token is stored; it is used in the same transaction that stores the device;
+- the proof is the device's signature over token and key, so that nobody enrols a key that is not theirs;
+- the same device asking again with the same key and a fresh token keeps its id; a revoked one stays revoked.
+"""
+
+import base64
+import hashlib
+from typing import Final
+
+from cloud_aggregator.errors import InvalidToken
+from cloud_aggregator.ports import Entropy
+from cloud_aggregator.records import DeviceRecord, Records, TokenRecord
+from wire_contract.envelope import key_id, verify_detached
+from wire_contract.errors import Untrusted
+from wire_contract.messages import Enrolment
+
+TOKEN_BYTES: Final = 20
+
+
+def mint(records: Records, entropy: Entropy, *, population: str, label: str, uses: int, valid_s: int, now: int) -> str:
+    """Store a new token and return it; it is shown once."""
+    token = base64.b32encode(entropy(TOKEN_BYTES)).decode("ascii").lower()
+    records.add_token(TokenRecord(_hash(token), label, population, uses, now, now + valid_s))
+    return token
+
+
+def enrol(records: Records, request: Enrolment, now: int) -> DeviceRecord:
+    """Use the token and store the device. Raises `InvalidToken`; then the transaction must be rolled back."""
+    try:
+        verify_detached(
+            request.proof,
+            "enrolment-proof",
+            request.token.encode("utf-8") + b"\n" + request.public_key,
+            request.public_key,
+        )
+    except Untrusted as e:
+        raise InvalidToken("the enrolment's proof does not hold for this token and key") from e
+    token = records.take_token(_hash(request.token), now)
+    if token is None:
+        raise InvalidToken("the token is unknown, used up or expired")
+    if token.population != request.population:
+        raise InvalidToken(f"the token is for population {token.population}, the device asks for {request.population}")
+    device = key_id(request.public_key)
+    known = records.device(device)
+    if known is not None:
+        if known.revoked_at is not None:
+            raise InvalidToken(f"device {device} is revoked")
+        return known
+    record = DeviceRecord(device, request.population, request.public_key, request.label or token.label, now)
+    records.add_device(record)
+    return record
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8")).hexdigest()

@@ -1,0 +1,37 @@
+"""What the aggregator's own parts raise, sorted by what the caller does next."""
+
+
+class AggregatorError(Exception):
+    """Base of the aggregator's own errors."""
+
+
+class InvalidSetting(AggregatorError):  # noqa: N818 - named for what it says
+    """A value that the operator gave breaks a rule: correct it."""
+
+
+class NotFound(AggregatorError):  # noqa: N818
+    """What was named does not exist."""
+
+
+class Refused(AggregatorError):  # noqa: N818
+    """A rule forbids it now; `hint` says what would change that."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InvalidToken(AggregatorError):  # noqa: N818
+    """The enrolment token is unknown, used up or expired: mint another."""
+
+
+class StorageFailed(AggregatorError):  # noqa: N818
+    """The database or the blob store did not take or give something: nothing was acknowledged, try again later."""
+
+
+class BrokerUnreachable(AggregatorError):  # noqa: N818
+    """The broker did not start or does not answer."""
+
+
+class EvaluationFailed(AggregatorError):  # noqa: N818
+    """The evaluator gave no numbers: the gate holds the release."""

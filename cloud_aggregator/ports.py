@@ -1,0 +1,82 @@
+"""What the service needs from the world; adapters implement these, tests use small fakes of them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cloud_aggregator.records import Records
+
+Entropy = Callable[[int], bytes]
+
+
+class Clock(Protocol):
+    """Unix seconds. The service itself takes `now` as an argument; only the shell around it asks a clock."""
+
+    def now(self) -> float: ...
+
+
+class Database(Protocol):
+    """Durable records. What one `transaction` wrote is there after a power cut once the block has ended."""
+
+    def transaction(self) -> AbstractContextManager[Records]:
+        """Enter a transaction; an exception inside rolls all of it back. Raises `StorageFailed`."""
+
+    def reading(self) -> AbstractContextManager[Records]:
+        """Enter a block that only reads, beside a running service too."""
+
+
+class Blobs(Protocol):
+    """Content-addressed bytes: model files and vocabularies."""
+
+    def put(self, data: bytes) -> str:
+        """Store `data` durably and return its SHA-256 as hex. Raises `StorageFailed`."""
+
+    def get(self, sha256: str) -> bytes:
+        """Return the bytes. Raises `NotFound`, or `StorageFailed` where they no longer hash to their name."""
+
+    def path(self, sha256: str) -> Path:
+        """Return the file of these bytes. Raises `NotFound`."""
+
+    def drop(self, sha256: str) -> None:
+        """Delete these bytes if they are there. Raises `StorageFailed`."""
+
+
+class Transport(Protocol):
+    """The connection to the broker, outward. It never blocks: while the broker is gone, messages wait in memory, and
+    what must not be lost is in the database and published again after a restart."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool, done: Callable[[], None] | None = None) -> None:
+        """Hand over a message; `done` is called, on any thread, once the broker has acknowledged it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message that the broker delivered."""
+
+    topic: str
+    payload: bytes
+
+
+class Intake(Protocol):
+    """Who takes messages in: returns only after they are durable, and only then are they acknowledged."""
+
+    def take_group(self, messages: Sequence[Message]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFile:
+    """What an evaluator needs of a version: number, model file, vocabulary file and the signed manifest's bytes."""
+
+    version: int
+    model: Path
+    vocabulary: Path
+    signed_manifest: bytes
+
+
+class Evaluator(Protocol):
+    """Scores a version on text that nobody trained on."""
+
+    def top3(self, version: VersionFile) -> float:
+        """Return the top-3 recall in percent. Raises `EvaluationFailed`."""

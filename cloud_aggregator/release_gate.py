@@ -1,0 +1,47 @@
+"""Whether a training version may become a refresh: the candidate is held against the current refresh.
+
+The rules:
+- both versions are scored on the same held-out words; the candidate may be worse by at most the tolerance;
+- without a held-out text nothing can be judged: it is released, and the reason says so;
+- an evaluation that fails holds the release: no number is no consent.
+The fleet's own reports do not name versions that broke on a device yet, so they decide nothing here.
+"""
+
+from dataclasses import dataclass
+
+from cloud_aggregator.errors import EvaluationFailed
+from cloud_aggregator.ports import Evaluator, VersionFile
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Go on, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Do not release, and why."""
+
+    reason: str
+
+
+def judge(
+    candidate: VersionFile,
+    current: VersionFile,
+    evaluator: Evaluator | None,
+    tolerance_points: float,
+) -> Release | Hold:
+    """Return the verdict on `candidate`, `tolerance_points` in points of top-3."""
+    if evaluator is None:
+        return Release("no held-out text configured")
+    try:
+        before, after = evaluator.top3(current), evaluator.top3(candidate)
+    except EvaluationFailed as e:
+        return Hold(f"the evaluation failed: {e}")
+    change = after - before
+    told = f"top-3 {after:.2f} against {before:.2f} of version {current.version}"
+    if not change >= -tolerance_points:
+        return Hold(f"{told}: worse by more than {tolerance_points} points")
+    return Release(told)

@@ -1,0 +1,463 @@
+"""The aggregator's shell: what comes in becomes rows, a pass over the rows becomes answers, steps and announcements.
+
+The rules:
+- `take_group` is one transaction; when it returns, the messages may be acknowledged;
+- `turn` is one transaction too: check-ins in the order of device ids, then updates in the order (finished_at, device),
+  a step as soon as the goal count is reached, so that later updates of the same pass meet the new version;
+- nothing is published before the commit; what was not published is published after a restart;
+- whatever is in memory is a function of committed rows: after a failed pass it is thrown away and loaded again;
+- the release gate may take minutes and works outside the lock.
+"""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from cloud_aggregator import enrolment, releases
+from cloud_aggregator.answers import (
+    Load,
+    Outgoing,
+    answer_check_in,
+    answer_status,
+    receipt_message,
+    receipt_of,
+    task_message,
+)
+from cloud_aggregator.errors import AggregatorError, NotFound, StorageFailed
+from cloud_aggregator.ingest import read_request, take_message
+from cloud_aggregator.keys import ServiceKeys
+from cloud_aggregator.population import Population, admit_one, announce, close_round, load, refuse_revoked
+from cloud_aggregator.ports import Blobs, Clock, Database, Entropy, Evaluator, Message, Transport
+from cloud_aggregator.records import Records, ReleaseRecord, RequestRecord, ScheduleRecord
+from cloud_aggregator.registry import Registered
+from cloud_aggregator.release_gate import judge
+from cloud_aggregator.release_schedule import after_run, is_due
+from cloud_aggregator.schedule import next_due
+from wire_contract import envelope
+from wire_contract.errors import ContractError
+from wire_contract.manifest import decode_manifest
+from wire_contract.messages import (
+    CheckIn,
+    Enrolled,
+    Enrolment,
+    ModelAnnouncement,
+    TaskOffer,
+    encode_message,
+)
+from wire_contract.topics import ModelTopic, Track, build_topic
+
+MAX_A_PASS = 4096
+PURGE_EVERY_S = 3600
+# Refreshes are kept for ever, training versions while a device might still start from one.
+KEEP_VERSIONS = 64
+# Share of a manifest's days after which it is signed again.
+RENEW_AFTER = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What waits for the next turn: devices with a check-in, and updates whose chunks are all there."""
+
+    check_ins: int
+    received_updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReport:
+    """What one turn did. `verdicts` counts by name; `staleness` counts accepted updates; `steps` and `released` are
+    (population, version); `more` says that the pass was full and another should follow at once."""
+
+    offers: int = 0
+    turned_away: int = 0
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    staleness: Mapping[int, int] = field(default_factory=dict)
+    steps: tuple[tuple[str, int], ...] = ()
+    released: tuple[tuple[str, int], ...] = ()
+    held: tuple[tuple[str, str], ...] = ()
+    more: bool = False
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What accumulates during one pass and is published after its commit."""
+
+    outgoing: list[Outgoing] = field(default_factory=list)
+    offers: int = 0
+    turned_away: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    staleness: Counter[int] = field(default_factory=Counter)
+    steps: list[tuple[str, int]] = field(default_factory=list)
+    due: list[ScheduleRecord] = field(default_factory=list)
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How releases are judged; without an evaluator they are not."""
+
+    evaluator: Evaluator | None = None
+    tolerance_points: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """What an enrolling device is told: URLs of the broker and of the HTTP side."""
+
+    broker_url: str = ""
+    model_url: str = ""
+
+
+class Service:
+    """One aggregator. Safe to call from several threads; see the module's rules.
+
+    Start with `start`, feed with `take_group`, and call `turn` after each group and at least once a second.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        keys: ServiceKeys,
+        transport: Transport,
+        clock: Clock,
+        *,
+        entropy: Entropy,
+        gate: Gate = Gate(),
+        keep_updates_days: int = 30,
+    ) -> None:
+        self.database = database
+        self.blobs = blobs
+        self.keys = keys
+        self.clock = clock
+        self.addresses = Addresses()
+        self._transport = transport
+        self._entropy = entropy
+        self._gate = gate
+        self._keep_s = keep_updates_days * 86_400
+        self._purged_at = 0
+        self._lock = threading.RLock()
+        self._populations: dict[str, Population] = {}
+        # Appended to on the transport's thread, emptied in the next transaction.
+        self._published: deque[int] = deque()
+        # Receipts that the transport holds: they are not handed over again while it does.
+        self._handed: set[int] = set()
+
+    def start(self) -> None:
+        """Publish again what may not have been published before the last end: announcements and receipts."""
+        with self._lock:
+            with self.database.transaction() as records:
+                outgoing = [_announcement(a.population, a.track, a.signed_manifest) for a in records.announcements()]
+                outgoing += self._receipts(records, int(self.clock.now()))
+            self._publish(outgoing)
+
+    def take(self, topic: str, payload: bytes) -> None:
+        """Take one message in, durably."""
+        self.take_group([Message(topic, payload)])
+
+    def take_group(self, messages: Sequence[Message]) -> None:
+        """Take messages in, durably, in one transaction. Raises `StorageFailed`; then none of them was taken."""
+        now = int(self.clock.now())
+        with self._lock, self.database.transaction() as records:
+            for message in messages:
+                take_message(records, message, now)
+
+    def pending(self) -> Pending:
+        """Return what waits for the next turn, so that a simulator can wait for a whole tick's messages."""
+        with self._lock, self.database.reading() as records:
+            return Pending(records.count_requests("check-in"), records.count_updates("received"))
+
+    def turn(self, now: float) -> TurnReport:
+        """Make one pass, publish its outcome, and run releases that are due. `now` is Unix seconds."""
+        moment = int(now)
+        done = _Pass()
+        with self._lock:
+            with self._pass() as records:
+                self._answer_requests(records, done, moment)
+                self._admit_updates(records, done, moment)
+                for population in self._populations.values():
+                    # A deadline may close a round in a pass that brought no update.
+                    self._step(population, records, done, moment)
+                    schedule = records.schedule(population.name)
+                    if schedule is not None and is_due(schedule, moment):
+                        records.set_schedule(after_run(schedule, moment))
+                        done.due.append(schedule)
+                    done.outgoing += self._renew(population, records, moment)
+                done.outgoing += self._receipts(records, moment)
+                unneeded = self._purge(records, moment)
+            self._publish(done.outgoing)
+            for sha256 in unneeded:
+                self.blobs.drop(sha256)
+        released, held = [], []
+        for schedule in done.due:
+            try:
+                release = self.release(schedule.population, now, cause=releases.BY_SCHEDULE)
+            except AggregatorError as e:
+                held.append((schedule.population, str(e)))
+                continue
+            if release.outcome == "released":
+                released.append((release.population, release.version))
+            else:
+                held.append((release.population, release.reason))
+        return TurnReport(
+            offers=done.offers,
+            turned_away=done.turned_away,
+            verdicts=dict(done.verdicts),
+            staleness=dict(sorted(done.staleness.items())),
+            steps=tuple(done.steps),
+            released=tuple(released),
+            held=tuple(held),
+            more=done.more,
+        )
+
+    def enrol(self, request: Enrolment, now: float) -> bytes:
+        """Return the signed `Enrolled` answer. Raises `InvalidToken` or `NotFound` (no such population)."""
+        moment = int(now)
+        with self._lock, self._look() as records:
+            population = self._population(request.population)
+            device = enrolment.enrol(records, request, moment)
+            enrolled = Enrolled(
+                device=device.device,
+                population=device.population,
+                aggregator_key=self.keys.public,
+                manifest_key=population.record.manifest_key,
+                broker_url=self.addresses.broker_url,
+                model_url=self.addresses.model_url,
+                shard=0,
+                issued_at=moment,
+            )
+        return envelope.sign(self.keys.signing, "enrolled", encode_message(enrolled))
+
+    def mint_token(self, population: str, label: str, now: float, *, uses: int = 1, valid_s: int = 7 * 86_400) -> str:
+        """Return a fresh enrolment token. Raises `NotFound` for a population that is none."""
+        with self._lock, self._look() as records:
+            self._population(population)
+            return enrolment.mint(
+                records, self._entropy, population=population, label=label, uses=uses, valid_s=valid_s, now=int(now)
+            )
+
+    def candidate(self, population: str) -> releases.Candidate:
+        """Return what a release would bring now. Raises `Refused` if there is nothing newer."""
+        with self._lock, self._look() as records:
+            return releases.candidate_of(self._population(population), records, self.blobs)
+
+    def release(self, population: str, now: float, *, cause: str = releases.BY_OPERATOR) -> ReleaseRecord:
+        """Judge the training version and release or hold it. Raises `Refused` if there is nothing newer."""
+        candidate = self.candidate(population)
+        verdict = judge(
+            candidate.candidate,
+            candidate.current,
+            self._gate.evaluator,
+            self._gate.tolerance_points,
+        )
+        with self._lock:
+            with self._pass() as records:
+                found = self._population(population)
+                release = releases.record_release(found, records, self.keys, candidate, verdict, cause, int(now))
+                announced = records.announcement(population, "refresh")
+            if release.outcome == "released" and announced is not None:
+                self._publish([_announcement(population, "refresh", announced.signed_manifest)])
+        return release
+
+    def undo(self, population: str, now: float, *, version: int | None = None, dry_run: bool = False) -> ReleaseRecord:
+        """Release old weights under a new, higher number. Raises `NotFound` or `Refused`."""
+        with self._lock:
+            with self._pass() as records:
+                found = self._population(population)
+                target = releases.undo_target(found, records, version)
+                if dry_run:
+                    number, previous = found.registry.highest + 1, found.registry.refresh.version
+                    return ReleaseRecord(
+                        0, population, number, previous, target.sha256, "undone", releases.BY_OPERATOR,
+                        f"would give the weights of version {target.version} the number {number}", int(now),
+                    )  # fmt: skip
+                release, announced = releases.record_undo(found, records, self.keys, target, int(now))
+            self._publish([_announcement(population, "refresh", announced.signed_manifest)])
+        return release
+
+    def set_schedule(self, population: str, cron: str, time_zone: str, now: float) -> ScheduleRecord:
+        """Set when refreshes go out by themselves (`cron` empty: only by hand). Raises `InvalidSetting`."""
+        due = next_due(cron, time_zone, int(now)) if cron else None
+        with self._lock, self._look() as records:
+            self._population(population)
+            before = records.schedule(population)
+            schedule = ScheduleRecord(population, cron, time_zone, due, before.last_run if before else None)
+            records.set_schedule(schedule)
+        return schedule
+
+    def revoke(self, device: str, now: float) -> None:
+        """Refuse everything that a device sends from now on. Raises `NotFound`."""
+        with self._lock, self.database.transaction() as records:
+            known = records.device(device)
+            if known is None:
+                raise NotFound(f"no device {device}")
+            records.replace_device(replace(known, revoked_at=known.revoked_at or int(now)))
+
+    def label(self, device: str, label: str) -> None:
+        """Give a device another label. Raises `NotFound`."""
+        with self._lock, self.database.transaction() as records:
+            known = records.device(device)
+            if known is None:
+                raise NotFound(f"no device {device}")
+            records.replace_device(replace(known, label=label[:80]))
+
+    @contextmanager
+    def _pass(self) -> Iterator[Records]:
+        """A transaction that may change populations: if it fails, they are loaded again from the rows."""
+        try:
+            with self._look() as records:
+                yield records
+        except BaseException:
+            self._populations.clear()
+            raise
+
+    @contextmanager
+    def _look(self) -> Iterator[Records]:
+        """A transaction in which every population is in memory and none is changed."""
+        with self.database.transaction() as records:
+            for record in records.populations():
+                if record.population not in self._populations:
+                    self._populations[record.population] = load(records, self.blobs, record, self.keys)
+            self._drain_published(records)
+            yield records
+
+    def _population(self, name: str) -> Population:
+        found = self._populations.get(name)
+        if found is None:
+            raise NotFound(f"no population {name!r}, there are {sorted(self._populations) or 'none'}")
+        return found
+
+    def _answer_requests(self, records: Records, done: _Pass, now: int) -> None:
+        load_now = Load()
+        for population in self._populations.values():
+            records.expire_leases(population.record.task, now)
+        waiting = records.requests(MAX_A_PASS)
+        done.more = len(waiting) == MAX_A_PASS
+        for row in waiting:
+            self._answer(records, row, load_now, done, now)
+        records.drop_requests([row.id for row in waiting])
+        done.turned_away = load_now.turned_away
+
+    def _answer(self, records: Records, row: RequestRecord, load_now: Load, done: _Pass, now: int) -> None:
+        device = records.device(row.device)
+        population = None if device is None else self._populations.get(device.population)
+        if device is None or device.revoked_at is not None or population is None:
+            records.add_event(now, "unknown_device", row.device, "a request of a device that is gone or revoked")
+            return
+        if row.kind == "repeat":
+            done.outgoing += _present(answer_status(records, row.device, row.key, self.keys, now, repeated=True))
+            return
+        try:
+            request = read_request(envelope.verify(row.payload, "request", device.public_key))
+        except ContractError as e:
+            records.add_event(now, "bad_signature", row.device, str(e))
+            return
+        if request.device != row.device:
+            records.add_event(now, "bad_signature", row.device, f"the request names device {request.device}")
+            return
+        records.touch_device(row.device, now)
+        if isinstance(request, CheckIn):
+            reply = answer_check_in(records, population, device, request, self.keys, load_now, now)
+            done.offers += isinstance(reply, TaskOffer)
+            done.outgoing.append(task_message(reply, self.keys))
+        else:
+            done.outgoing += _present(
+                answer_status(records, row.device, request.update_id, self.keys, now, repeated=False)
+            )
+
+    def _admit_updates(self, records: Records, done: _Pass, now: int) -> None:
+        rows = records.received_updates(MAX_A_PASS)
+        done.more = done.more or len(rows) == MAX_A_PASS
+        for row in rows:
+            device = records.device(row.device)
+            population = None if device is None else self._populations.get(device.population)
+            if population is None:
+                raise StorageFailed(f"update {row.update_id} belongs to device {row.device}, which has no population")
+            if device is not None and device.revoked_at is not None:
+                verdict = refuse_revoked(records, row, now)
+            else:
+                verdict = admit_one(population, records, row, self.keys, now)
+            done.verdicts[verdict.name] += 1
+            if verdict.name == "accepted":
+                done.staleness[verdict.staleness or 0] += 1
+                self._step(population, records, done, now)
+
+    def _step(self, population: Population, records: Records, done: _Pass, now: int) -> None:
+        version = close_round(population, records, self.blobs, self.keys, now)
+        if version is None:
+            return
+        done.steps.append((population.name, version.version))
+        announced = records.announcement(population.name, "training")
+        if announced is not None:
+            done.outgoing.append(_announcement(population.name, "training", announced.signed_manifest))
+
+    def _receipts(self, records: Records, now: int) -> list[Outgoing]:
+        """Sign receipts that judged updates lack, and return all that the broker has not acknowledged."""
+        self._drain_published(records)
+        outgoing = []
+        for row in records.unpublished_receipts(MAX_A_PASS):
+            if row.id in self._handed:
+                continue
+            message = receipt_message(receipt_of(row, now), self.keys, row.id)
+            if row.receipt:
+                message = replace(message, payload=row.receipt)
+            else:
+                records.set_verdict(replace(row, receipt=message.payload))
+            outgoing.append(message)
+        return outgoing
+
+    def _renew(self, population: Population, records: Records, now: int) -> list[Outgoing]:
+        """Sign an announcement with fresh dates before it expires: new devices refuse an expired manifest."""
+        outgoing = []
+        tracks: tuple[Track, ...] = ("training", "refresh")
+        for track in tracks:
+            before = records.announcement(population.name, track)
+            lasts_s = population.settings.manifest_days * 86_400
+            if before is None or now < before.announced_at + RENEW_AFTER * lasts_s:
+                continue
+            undo_of = decode_manifest(envelope.read_envelope(before.signed_manifest).body).undo_of
+            version = Registered(before.version, before.sha256, None)
+            again = announce(population, records, self.keys, track, version, now, undo_of)
+            outgoing.append(_announcement(population.name, track, again.signed_manifest))
+        return outgoing
+
+    def _purge(self, records: Records, now: int) -> set[str]:
+        """Delete rows that are too old, once an hour, and return the files that no device can need any more."""
+        if now < self._purged_at + PURGE_EVERY_S:
+            return set()
+        self._purged_at = now
+        records.drop_old_chunks(now - self._keep_s)
+        records.drop_old_refusals(now - self._keep_s)
+        unneeded: set[str] = set()
+        needed: set[str] = set()
+        for population in self._populations.values():
+            versions = records.versions(population.name)
+            refreshes = {release.sha256 for release in records.releases(population.name) if release.outcome != "held"}
+            needed |= refreshes | {version.sha256 for version in versions[:KEEP_VERSIONS]}
+            unneeded |= {version.sha256 for version in versions[KEEP_VERSIONS:]}
+        return unneeded - needed
+
+    def _drain_published(self, records: Records) -> None:
+        ids = []
+        while self._published:
+            ids.append(self._published.popleft())
+        records.mark_published(ids)
+        self._handed.difference_update(ids)
+
+    def _publish(self, outgoing: Sequence[Outgoing]) -> None:
+        for message in outgoing:
+            done = partial(self._published.append, message.update) if message.update else None
+            if message.update:
+                self._handed.add(message.update)
+            self._transport.publish(message.topic, message.payload, retain=message.retain, done=done)
+
+
+def _announcement(population: str, track: Track, signed_manifest: bytes) -> Outgoing:
+    topic = build_topic(ModelTopic(population, track))
+    return Outgoing(topic, encode_message(ModelAnnouncement(signed_manifest=signed_manifest)), retain=True)
+
+
+def _present(message: Outgoing | None) -> list[Outgoing]:
+    return [] if message is None else [message]

@@ -1,0 +1,130 @@
+"""One adapter over the two interpreters of a device: ai-edge-litert, and tflite-runtime where that has no wheel.
+
+The rules:
+- one thread, the default delegates (without XNNPACK litert trains twelve times slower);
+- a template's pure signatures (`train`, `train_sampled`, `evaluate`) need no weights from the file, so all versions of
+  a template, and all devices of a process, share one interpreter; only `suggest*` opens the version's own file;
+- pools are small and drop the interpreter that was used longest ago;
+- an interpreter is not thread-safe: one lock each. TensorFlow is never imported.
+"""
+
+import importlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_runtime.ports import Arrays, RuntimeFailed
+
+RuntimeName = Literal["auto", "litert", "tflite"]
+MODULES = {"litert": "ai_edge_litert.interpreter", "tflite": "tflite_runtime.interpreter"}
+PACKAGES = {"litert": "ai-edge-litert", "tflite": "tflite-runtime"}
+TEMPLATES_HELD = 4
+VERSIONS_HELD = 4
+CHECKED_HELD = 4096
+
+
+class Model:
+    """An open file. Signature runners are made once, when first used."""
+
+    def __init__(self, data: bytes, module: Any) -> None:
+        try:
+            self._interpreter = module.Interpreter(model_content=data, num_threads=1)
+            self._names = frozenset(self._interpreter.get_signature_list())
+        except (ValueError, RuntimeError) as e:
+            raise RuntimeFailed(f"the interpreter cannot open a model of {len(data)} bytes: {e}") from e
+        self._runners: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def signatures(self) -> frozenset[str]:
+        """Names of the signatures in the file."""
+        return self._names
+
+    def run(self, name: str, inputs: Arrays) -> dict[str, Any]:
+        """Run one signature. Raises `RuntimeFailed` for an unknown name, a wrong input, or a failing op."""
+        if name not in self._names:
+            raise RuntimeFailed(f"the model has signatures {sorted(self._names)}, got {name!r}")
+        with self._lock:
+            try:
+                runner = self._runners.get(name)
+                if runner is None:
+                    runner = self._runners[name] = self._interpreter.get_signature_runner(name)
+                outputs: dict[str, Any] = runner(**inputs)
+            except (ValueError, RuntimeError, TypeError) as e:
+                raise RuntimeFailed(f"signature {name!r} does not run: {e}") from e
+        return outputs
+
+
+def load_module(runtime: RuntimeName) -> tuple[str, Any]:
+    """Return the chosen interpreter's short name and module. Raises `RuntimeFailed` if it is not installed."""
+    for name in ("litert", "tflite") if runtime == "auto" else (runtime,):
+        try:
+            return name, importlib.import_module(MODULES[name])
+        except ImportError:
+            continue
+    wanted = " or ".join(PACKAGES.values()) if runtime == "auto" else PACKAGES[runtime]
+    raise RuntimeFailed(f"no interpreter is installed: pip install {wanted}")
+
+
+def open_model(data_or_path: bytes | Path, runtime: RuntimeName = "auto") -> Model:
+    """Open a model file. Raises `RuntimeFailed`, `OSError` for a path that cannot be read."""
+    data = data_or_path if isinstance(data_or_path, bytes) else data_or_path.read_bytes()
+    return Model(data, load_module(runtime)[1])
+
+
+class _Pool:
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._models: OrderedDict[str, Model] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], Model]) -> Model:
+        model = self._models.get(key)
+        if model is None:
+            model = self._models[key] = make()
+        self._models.move_to_end(key)
+        while len(self._models) > self._size:
+            self._models.popitem(last=False)
+        return model
+
+
+class InterpreterRuntime:
+    """Implements the ModelRuntime port. Share one object among the agents of a process: the pools are its own."""
+
+    def __init__(self, runtime: RuntimeName = "auto") -> None:
+        short, self._module = load_module(runtime)
+        self._name = f"{short} {getattr(importlib.import_module(MODULES[short].split('.')[0]), '__version__', '')}"
+        self._templates = _Pool(TEMPLATES_HELD)
+        self._versions = _Pool(VERSIONS_HELD)
+        self._checked: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """Which interpreter, and its version."""
+        return self._name.strip()
+
+    def template(self, template_sha256: str, read: Callable[[], bytes]) -> Model:
+        """Return the shared runner of a template's pure signatures."""
+        return self._templates.get(template_sha256, lambda: Model(read(), self._module))
+
+    def version(self, sha256: str, read: Callable[[], bytes]) -> Model:
+        """Return the runner of one version's own file."""
+        return self._versions.get(sha256, lambda: Model(read(), self._module))
+
+    def checked(self, sha256: str) -> bool:
+        """Whether these bytes have passed `model_check` here."""
+        return sha256 in self._checked
+
+    def mark_checked(self, sha256: str) -> None:
+        """Remember a passed check."""
+        self._checked[sha256] = None
+        while len(self._checked) > CHECKED_HELD:
+            self._checked.popitem(last=False)
+
+
+def float32(value: float) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Return a scalar input as the interpreters want it."""
+    return np.array(value, dtype=np.float32)

@@ -1,0 +1,97 @@
+"""The residual on disk, an .npy file in HOME/vectors that a row of state.db names, and the kept vector's bytes.
+
+The rules:
+- a file is written whole (see `files`) under its own hash, then a transaction names it: a row never names half a file;
+- a residual belongs to one layout fingerprint; asked for under another, there is none;
+- files that no row names are deleted after the transaction, and at the next sweep if the process died in between.
+"""
+
+import hashlib
+import io
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.adapters.files import remove, write_atomically
+from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.ports import StorageFailed
+from wire_contract.codec import SparseVector
+
+RESIDUAL = "residual"
+_KEPT = np.dtype([("index", "<u4"), ("value", "<f8")])
+
+
+def pack_kept(sent: SparseVector) -> bytes:
+    """Return the bytes of what an update says, exactly as a decoder sees it; inverse of `unpack_kept`."""
+    array = np.empty(len(sent.indices), dtype=_KEPT)
+    array["index"] = sent.indices
+    array["value"] = sent.values
+    return array.tobytes()
+
+
+def unpack_kept(data: bytes, size: int) -> SparseVector:
+    """Return a kept vector of a model of `size` values. Raises `StorageFailed` if the bytes are none."""
+    if len(data) % _KEPT.itemsize:
+        raise StorageFailed(f"a kept vector has {_KEPT.itemsize} bytes a value, got {len(data)} bytes")
+    array = np.frombuffer(data, dtype=_KEPT)
+    if len(array) and int(array["index"].max()) >= size:
+        raise StorageFailed(f"a kept vector's indices lie below {size}, got {int(array['index'].max())}")
+    return SparseVector(size, array["index"].astype(np.int64), array["value"].astype(np.float64))
+
+
+class Vectors:
+    """Files under `folder`, names in `store`."""
+
+    def __init__(self, folder: Path, store: StateStore) -> None:
+        self._folder = folder
+        self._store = store
+
+    def write(self, array: NDArray[Any]) -> str:
+        """Write an array to a file of its own; return the name that a row may hold. Raises `StorageFull`."""
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        data = buffer.getvalue()
+        name = hashlib.sha256(data).hexdigest()[:32] + ".npy"
+        if not (self._folder / name).exists():
+            write_atomically(self._folder / name, data, mode=0o600)
+        return name
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a file's array. Raises `StorageFailed` if its bytes are not those that were written."""
+        try:
+            data = (self._folder / name).read_bytes()
+            if hashlib.sha256(data).hexdigest()[:32] != name.removesuffix(".npy"):
+                raise StorageFailed(f"{self._folder / name} does not hash to its name")
+            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError) as e:
+            raise StorageFailed(f"{self._folder / name} cannot be read: {e}") from e
+        return array
+
+    def residual(self, layout: str, size: int) -> NDArray[np.float32] | None:
+        """Return the residual of a layout, or None: none kept, another layout's, or its file broke."""
+        row = self._store.connection.execute(
+            "SELECT file FROM vector WHERE name = ? AND layout = ?", (RESIDUAL, layout)
+        ).fetchone()
+        if row is None:
+            return None
+        try:
+            array = self.read(row[0])
+        except StorageFailed:
+            return None
+        return array if array.shape == (size,) and array.dtype == np.float32 else None
+
+    def name_residual(self, connection: sqlite3.Connection, file: str, layout: str) -> None:
+        """Make `file` the residual, inside the caller's transaction."""
+        connection.execute("INSERT OR REPLACE INTO vector VALUES (?, ?, ?)", (RESIDUAL, file, layout))
+
+    def sweep(self) -> None:
+        """Delete the files that no row names."""
+        if not self._folder.is_dir():
+            return
+        named = {row[0] for row in self._store.connection.execute("SELECT file FROM vector")}
+        for path in self._folder.iterdir():
+            if path.name not in named:
+                remove(path)

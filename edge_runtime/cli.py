@@ -1,0 +1,133 @@
+"""`edge-runtime`: the device's command. Parsing only; each command imports what it needs when it runs."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cli_contract.main import run_command
+from cli_contract.parser import Parser, add_command, root_parser
+from cli_contract.result import Result
+
+HOME_VARIABLE = "EDGE_RUNTIME_HOME"
+
+
+def default_home() -> Path:
+    """Return $EDGE_RUNTIME_HOME, or ~/.local/share/edge-runtime."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".local/share/edge-runtime")
+
+
+def build_parser() -> Parser:
+    """Return the command's parser."""
+    parser = root_parser(
+        "edge-runtime",
+        "The agent on a phone or Pi: learns at night from what was typed, and sends no text anywhere.",
+        ("edge-runtime enrol http://192.168.1.5:8080 --token-file token", "edge-runtime status"),
+    )
+    group = parser.add_subparsers(metavar="COMMAND")
+
+    enrol = add_command(group, "enrol", "get an identity from an aggregator, and the first model", _enrol)
+    enrol.add_argument("server", metavar="SERVER", help="the aggregator's address, http://HOST:PORT")
+    enrol.add_argument("--token-file", metavar="FILE", required=True, help="one-use token; - reads standard input")
+    enrol.add_argument("--population", metavar="NAME", help="population to join (default: the settings', or keyboard)")
+    enrol.add_argument("--label", metavar="TEXT", default="", help="a name for the operator's lists")
+
+    run = add_command(group, "run", "live: train when idle, charging, unmetered and cool at night", _run)
+    run.add_argument("--once", action="store_true", help="one turn, then print what happened")
+    run.add_argument("--wait", metavar="SECONDS", type=float, default=5.0, help="longest wait for a reply (default: 5)")
+
+    status = add_command(group, "status", "versions, examples, the session, and why it does not train now", _status)
+    doctor = add_command(group, "doctor", "check everything that a night needs, one line each", _doctor)
+
+    forget = add_command(group, "forget", "delete a word, or everything that was learned from this person", _forget)
+    forget.add_argument("word", metavar="WORD", nargs="?", help="the word; without one, everything")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
+
+    add = add_command(group, "add", "put text into the example store, through the privacy filter", _add)
+    add.add_argument("text", metavar="TEXT", help="the text; - reads standard input, one message a line")
+    add.add_argument("--no-learn", action="store_true", help="as an incognito or password field: store nothing")
+
+    evaluate = add_command(group, "evaluate", "next-word recall of a model file on text", _evaluate)
+    evaluate.add_argument("model", metavar="MODEL", type=Path, help="a version's .tflite")
+    evaluate.add_argument("text", metavar="TEXT", type=Path, help='plain text, or .jsonl of {"user", "messages"}')
+    evaluate.add_argument("--manifest", metavar="FILE", type=Path, help="default: manifest.bin beside the model")
+    evaluate.add_argument("--vocabulary", metavar="FILE", type=Path, help="default: vocabulary.txt beside the model")
+    _add_runtime(evaluate)
+
+    conformance = add_command(group, "conformance", "run recorded cases through an interpreter", _conformance)
+    conformance.add_argument("model", metavar="MODEL", type=Path, help="a version's .tflite")
+    conformance.add_argument("cases", metavar="CASES.npz", type=Path, help="case/I/signature and case/I/input/NAME")
+    conformance.add_argument("results", metavar="RESULTS.npz", type=Path, help="gets case/I/output/NAME")
+    _add_runtime(conformance)
+
+    for command in (enrol, run, status, doctor, forget, add):
+        command.add_argument(
+            "--home", metavar="DIR", type=Path, default=default_home(),
+            help=f"the device's home (default: ${HOME_VARIABLE} or ~/.local/share/edge-runtime)",
+        )  # fmt: skip
+    return parser
+
+
+def _add_runtime(parser: Parser) -> None:
+    parser.add_argument("--runtime", choices=("auto", "litert", "tflite"), default="auto", help="which interpreter")
+
+
+def _enrol(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import device_commands
+
+    return device_commands.enrol(
+        arguments.home, arguments.server, arguments.token_file, arguments.population, arguments.label
+    )
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import device_commands
+
+    return device_commands.run(arguments.home, once=arguments.once, wait_s=arguments.wait)
+
+
+def _status(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import device_commands
+
+    return device_commands.status(arguments.home)
+
+
+def _doctor(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import doctor
+
+    return doctor.examine(arguments.home)
+
+
+def _forget(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import device_commands
+
+    return device_commands.forget(arguments.home, arguments.word, yes=arguments.yes)
+
+
+def _add(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import device_commands
+
+    return device_commands.add(arguments.home, arguments.text, learn=not arguments.no_learn)
+
+
+def _evaluate(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import model_commands
+
+    return model_commands.evaluate(
+        arguments.model, arguments.text, arguments.manifest, arguments.vocabulary, arguments.runtime
+    )
+
+
+def _conformance(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import model_commands
+
+    return model_commands.conformance(arguments.model, arguments.cases, arguments.results, arguments.runtime)
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.exit(run_command(build_parser))
+
+
+if __name__ == "__main__":
+    main()

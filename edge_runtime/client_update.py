@@ -1,0 +1,89 @@
+"""From trained weights to what goes on the wire. Pure, but for the ephemeral key's entropy, which is an argument.
+
+Order (design 7): model delta = trained minus received, plus the residual, the largest kept, quantized, scaled into the
+clip norm, encoded; then sealed to the aggregator's key, cut into chunks, and the init signed by the device.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from edge_runtime.local_training import TrainingResult
+from wire_contract import codec, envelope
+from wire_contract.layout import Layout, Tensors, Vector
+from wire_contract.messages import Chunk, TaskOffer, UpdateHeader, UpdateInit, encode_message
+
+KIND = "update"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedUpdate:
+    """What is published: the init's envelope and the chunks' payloads."""
+
+    update_id: str
+    init: bytes
+    chunks: tuple[bytes, ...]
+
+
+def update_id(device: str, task: str, lease: str) -> str:
+    """Return the update's id: a lease has one update, whatever is trained again for it."""
+    return hashlib.sha256(f"{device}|{task}|{lease}".encode("ascii")).hexdigest()[:32]
+
+
+def make(
+    result: TrainingResult, base: Tensors, residual: Vector | None, offer: TaskOffer, layout: Layout
+) -> codec.EncodedUpdate:
+    """Return the encoded update and the next residual; `base` are the received fleet tensors.
+
+    Raises `Malformed` if the training left the finite numbers.
+    """
+    delta = layout.flatten(layout.unpack(result.packed)) - layout.flatten(base)
+    kept = max(1, round(offer.plan.codec.kept * layout.size))
+    return codec.encode(delta, residual, kept=kept, clip_norm=offer.plan.clip_norm, entropy=offer.plan.codec.entropy)
+
+
+def seal_update(
+    encoded: codec.EncodedUpdate,
+    result: TrainingResult,
+    offer: TaskOffer,
+    *,
+    key: Ed25519PrivateKey,
+    ephemeral_secret: bytes,
+    finished_at: int,
+    chunk_bytes: int,
+) -> SealedUpdate:
+    """Seal, cut and sign an encoded update; `ephemeral_secret` is 32 fresh bytes, used for nothing else."""
+    ephemeral = X25519PrivateKey.from_private_bytes(ephemeral_secret)
+    name = update_id(offer.device, offer.task, offer.lease)
+    header = encode_message(
+        UpdateHeader(
+            device=offer.device,
+            population=offer.population,
+            task=offer.task,
+            lease=offer.lease,
+            update_id=name,
+            base_version=offer.base_version,
+            layout_fingerprint=offer.layout_fingerprint,
+            codec=offer.plan.codec.mode,
+            examples=result.examples,
+            steps=result.steps,
+            loss_before=result.loss_before,
+            loss_after=result.loss_after,
+            finished_at=finished_at,
+            ephemeral_key=envelope.public_bytes(ephemeral),
+        )
+    )
+    sealed = envelope.seal(encoded.data, header=header, ephemeral=ephemeral, recipient=offer.sealing_key)
+    init = UpdateInit(
+        header=header,
+        size_bytes=len(sealed),
+        sha256=hashlib.sha256(sealed).hexdigest(),
+        chunk_bytes=chunk_bytes,
+    )
+    chunks = tuple(
+        encode_message(Chunk(update_id=name, index=i, data=sealed[i * chunk_bytes : (i + 1) * chunk_bytes]))
+        for i in range(init.chunks)
+    )
+    return SealedUpdate(name, envelope.sign(key, KIND, encode_message(init)), chunks)

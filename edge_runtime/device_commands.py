@@ -1,0 +1,238 @@
+"""`edge-runtime enrol | run | status | forget | add`: what a person does with the device's home."""
+
+import fcntl
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from cli_contract.errors import CommandError
+from cli_contract.exit_codes import ExitCode
+from cli_contract.result import Result
+from cli_contract.settings import load_settings
+from edge_runtime import eligibility, identity
+from edge_runtime.adapters import enrolment
+from edge_runtime.adapters.files import write_atomically
+from edge_runtime.agent import Agent
+from edge_runtime.config import Settings, SettingsInvalid
+from edge_runtime.identity import NotEnrolled
+from edge_runtime.model_slots import VersionRefused
+from edge_runtime.ports import PortError, Unreachable
+from edge_runtime.trust import ManifestRefused
+from edge_runtime.turn_report import TurnReport
+from edge_runtime.wiring import real_ports
+from wire_contract.errors import ContractError
+
+SETTINGS_FILE = "settings.toml"
+RESTING_S = 30.0
+BUSY_S = 1.0
+MAX_TOKEN_CHARACTERS = 200
+
+
+def read_settings(home: Path) -> Settings:
+    """Return the home's settings; the defaults where there is no file. Raises `CommandError` (exit 2)."""
+    path = home / SETTINGS_FILE
+    settings = load_settings(path, Settings) if path.exists() else Settings()
+    try:
+        settings.policy.as_policy()
+    except SettingsInvalid as e:
+        raise CommandError(f"{path}: {e}", exit_code=ExitCode.USAGE, code="BAD_CONFIG") from e
+    return settings
+
+
+def open_agent(home: Path) -> Agent:
+    """Return the agent of an enrolled home. Raises `CommandError`."""
+    settings = read_settings(home)
+    try:
+        return Agent(home, settings, real_ports(home, settings))
+    except NotEnrolled as e:
+        raise _not_enrolled(str(e)) from e
+    except PortError as e:
+        raise CommandError(str(e), code="HOME_BROKEN") from e
+
+
+def _not_enrolled(message: str) -> CommandError:
+    hint = "edge-runtime enrol SERVER --token-file FILE"
+    return CommandError(message, exit_code=ExitCode.REFUSED, code="NOT_ENROLLED", hint=hint)
+
+
+def enrol(home: Path, server: str, token_file: str, population: str | None, label: str) -> Result:
+    """Make the device's key, trade the token for an identity, fetch the first model."""
+    settings = read_settings(home)
+    token = _read_token(token_file)
+    wanted = population or settings.population
+    pinned = bytes.fromhex(settings.aggregator_key) if settings.aggregator_key else None
+    try:
+        who = identity.load_or_make(home, identity.system_entropy)
+        enrolled, signed = enrolment.enrol(
+            server, who, token=token, population=wanted, label=label or settings.label, pinned=pinned
+        )
+        identity.save_enrolled(home, signed)
+        if not (home / SETTINGS_FILE).exists():
+            text = f'population = "{wanted}"\nserver = "{server}"\n\n[policy]\n# profile = "mains"  # no battery\n'
+            write_atomically(home / SETTINGS_FILE, text.encode())
+    except enrolment.EnrolmentRefused as e:
+        raise CommandError(
+            f"the aggregator refuses: {e}", exit_code=ExitCode.REFUSED, code="ENROLMENT_REFUSED",
+            hint="cloud-aggregator token mint makes another token",
+        ) from e  # fmt: skip
+    except Unreachable as e:
+        raise CommandError(str(e), exit_code=ExitCode.UNREACHABLE, code="SERVER_UNREACHABLE") from e
+    except (ContractError, PortError) as e:
+        raise CommandError(f"the answer cannot be used: {e}", code="ENROLMENT_FAILED") from e
+    agent = open_agent(home)
+    try:
+        version, note = agent.fetch_refresh().version, ""
+    except (PortError, VersionRefused, ManifestRefused) as e:
+        version, note = 0, str(e)
+        sys.stderr.write(f"no model yet: {e}\n")
+    finally:
+        agent.abandon()
+    data = {"device": enrolled.device, "population": enrolled.population, "version": version, "note": note}
+    return Result(data, next_command="edge-runtime run")
+
+
+def _read_token(token_file: str) -> str:
+    try:
+        with sys.stdin if token_file == "-" else Path(token_file).open(encoding="utf-8") as file:
+            return file.read(MAX_TOKEN_CHARACTERS).strip()
+    except FileNotFoundError as e:
+        raise CommandError(f"{token_file}: no such file", exit_code=ExitCode.NOT_FOUND, code="NO_TOKEN") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise CommandError(f"{token_file}: cannot be read: {e}", code="NO_TOKEN") from e
+
+
+def run(home: Path, *, once: bool, wait_s: float) -> Result:
+    """Turn until told to stop (SIGTERM, Ctrl-C), or once."""
+    lock = _lock(home)
+    agent = open_agent(home)
+    if once:
+        try:
+            return Result(_as_data(agent.turn(wait_s)))
+        finally:
+            agent.close()
+            lock.close()
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    turns, said = 0, ""
+    try:
+        while not stop.is_set():
+            report = agent.turn(wait_s)
+            turns += 1
+            line = f"{report.phase}: {report.reason}"
+            if line != said:
+                sys.stderr.write(line + "\n")
+                said = line
+            stop.wait(BUSY_S if report.connected else RESTING_S)
+    finally:
+        agent.close()
+        lock.close()
+    return Result({"turns": turns, "phase": agent.state.phase.value})
+
+
+def _lock(home: Path) -> TextIO:
+    """Hold the home for one running agent: two would push each other off the broker by turns."""
+    if not home.is_dir():
+        raise _not_enrolled(f"{home} holds no device key: enrol it first")
+    file = (home / "run.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        raise CommandError(
+            f"an agent runs in {home} already", exit_code=ExitCode.REFUSED, code="ALREADY_RUNNING"
+        ) from e
+    return file
+
+
+def _as_data(report: TurnReport) -> dict[str, object]:
+    data = {name: getattr(report, name) for name in TurnReport.__slots__}
+    data["versions"] = dict(report.versions)
+    return data
+
+
+def status(home: Path) -> Result:
+    """Say what the device holds and why it does not train now; asks nobody."""
+    agent = open_agent(home)
+    try:
+        settings = read_settings(home)
+        ports = real_ports(home, settings)
+        now, policy = ports.clock.now(), settings.policy.as_policy()
+        usage = agent.usage(now)
+        decision = eligibility.decide(ports.sensors.read(now), policy, usage, now)
+        versions = {track: agent.slots.slot(track).version for track in ("training", "refresh")}
+        return Result(
+            {
+                "device": agent.identity.device,
+                "population": agent.enrolled.population,
+                "phase": agent.state.phase.value,
+                "may_train": decision.may_train,
+                "may_send": decision.may_send,
+                "reason": decision.reason,
+                "versions": versions,
+                "examples_words": agent.examples.count_words(),
+                "own_words": len(agent.examples.new_words()),
+                "updates_waiting": len(agent.updates_waiting()),
+                "training_s_tonight": round(usage.training_s, 1),
+                "sent_bytes_tonight": usage.sent_bytes,
+                "runtime": ports.runtime.name,
+            }
+        )
+    finally:
+        agent.abandon()
+
+
+def forget(home: Path, word: str | None, *, yes: bool) -> Result:
+    """Delete a word's sentences, or everything that came from this person's typing."""
+    if word is None and not yes:
+        _confirm()
+    agent = open_agent(home)
+    try:
+        if word is not None:
+            return Result({"word": word, "sentences_deleted": agent.forget_word(word)})
+        words = agent.examples.count_words()
+        agent.forget_everything()
+        return Result({"words_deleted": words})
+    finally:
+        agent.abandon()
+
+
+def _confirm() -> None:
+    if not sys.stdin.isatty():
+        raise CommandError(
+            "forgetting everything needs --yes where nobody can be asked",
+            exit_code=ExitCode.REFUSED, code="NOT_CONFIRMED", hint="edge-runtime forget --yes",
+        )  # fmt: skip
+    sys.stderr.write("delete every example, the personal copy and every update that waits? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was deleted", exit_code=ExitCode.REFUSED, code="NOT_CONFIRMED")
+
+
+def add(home: Path, text: str, *, learn: bool) -> Result:
+    """Put text into the example store."""
+    agent = open_agent(home)
+    try:
+        if agent.examples.vocabulary is None:
+            raise CommandError(
+                "there is no model yet, so no vocabulary to filter by",
+                exit_code=ExitCode.REFUSED, code="NO_MODEL", hint="edge-runtime run --once",
+            )  # fmt: skip
+        messages = sys.stdin.read().splitlines() if text == "-" else [text]
+        stored = agent.examples.add_many(messages, real_clock_now(), learn=learn)
+        return Result({"sentences_stored": stored, "examples_words": agent.examples.count_words()})
+    finally:
+        agent.abandon()
+
+
+def real_clock_now() -> float:
+    """Return Unix seconds."""
+    from edge_runtime.adapters.clock import SystemClock
+
+    return SystemClock().now()

@@ -1,0 +1,212 @@
+"""Local training: rows out of a person's id stream, then SGD steps through the interpreter, one at a time.
+
+The rules (accuracy.md 1):
+- a row is length + 1 tokens, so that every token is a target once; rows begin at a random offset; at most plan.rows of
+  them are drawn; the short rows at both ends are padded and their padding weighs nothing;
+- a step takes the batch's weights to be 1 for a token and 0 for padding; its learning rate is scaled by the share of
+  positions that hold a token, so a last, small batch steps in proportion;
+- dropout is inverted (0 or 1/(1-p)) on the output state only;
+- every random choice comes from (seed, what it is for, its number): one seed gives one training, and a training that
+  was stopped between steps and goes on another night ends in the same bytes as one that was not;
+- an update rule or signature that is not known is refused by name.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime import candidates
+from edge_runtime.ports import SignatureRunner
+from wire_contract.layout import Tensors
+from wire_contract.manifest import Manifest
+from wire_contract.messages import Plan
+from wire_contract.vocabulary import PAD
+
+RULES = ("sgd",)
+SIGNATURES = ("train", "train_sampled")
+_ROWS, _ORDER, _STEP = 0, 1, 2
+OUTPUT_ROWS, KERNEL_ROWS, PROJECTION = "output_rows", "kernel_rows", "projection"
+
+
+class PlanRefused(Exception):  # noqa: N818 - an answer, not a fault
+    """The plan asks for what this device cannot do, or has too little text for; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A training between two steps: the packed weights, the rows in their drawn order, and how far it is."""
+
+    packed: Tensors
+    rows: NDArray[np.int32]
+    steps: int
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """Trained fleet tensors. The losses are those of the first and the last batch, each before its own step and as
+    the plan's signature measures it: a sign of life, not a score. `examples` is the number of rows."""
+
+    packed: Tensors
+    steps: int
+    loss_before: float
+    loss_after: float
+    examples: int
+
+
+def generator(seed: int, *purpose: int) -> np.random.Generator:
+    """Return the random stream of one purpose under a seed."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, *purpose))))
+
+
+def draw_rows(stream: Sequence[int], *, rows: int, length: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """Return int32 [n, length + 1], n <= `rows`, in random order; PAD fills the ends. Empty if there is no target.
+
+    With room for all of them, each token of the stream but the first is a target in exactly one row.
+    """
+    ids = np.asarray(stream, dtype=np.int32)
+    if len(ids) < 2:
+        return np.zeros((0, length + 1), np.int32)
+    offset = int(rng.integers(0, length))
+    starts = np.arange(offset - length if offset else 0, len(ids) - 1, length)
+    if len(starts) > rows:
+        # Short rows at the ends are worth less than whole ones.
+        whole = starts[(starts >= 0) & (starts + length < len(ids))]
+        starts = whole if len(whole) >= rows else starts
+    chosen = rng.permutation(starts)[:rows]
+    drawn = np.full((len(chosen), length + 1), PAD, dtype=np.int32)
+    for row, start in zip(drawn, chosen, strict=True):
+        first, stop = max(0, int(start)), min(len(ids), int(start) + length + 1)
+        row[: stop - first] = ids[first:stop]
+    return drawn
+
+
+def check_plan(plan: Plan, manifest: Manifest) -> None:
+    """Raise `PlanRefused` for a rule or signature that is not to be had here."""
+    if plan.rule not in RULES:
+        raise PlanRefused(f"this device knows the update rules {RULES}, the plan asks for {plan.rule!r}")
+    if plan.signature not in SIGNATURES or plan.signature not in manifest.signatures:
+        known = tuple(name for name in SIGNATURES if name in manifest.signatures)
+        raise PlanRefused(f"this model trains by {known}, the plan asks for {plan.signature!r}")
+
+
+class Stepper:
+    """One SGD step after another through `train` or `train_sampled`.
+
+    `packed` (the train inputs, see `Layout.pack`) are copied once and belong to the stepper; read them between steps.
+    """
+
+    def __init__(self, runner: SignatureRunner, manifest: Manifest, packed: Tensors, signature: str) -> None:
+        spec = manifest.signatures[signature]
+        self._runner = runner
+        self._signature = signature
+        self.batch, self.length, self._candidates = spec.batch, spec.length, spec.candidates
+        self.packed: Tensors = {name: np.array(value, dtype=np.float32) for name, value in packed.items()}
+        self._words = self.packed[OUTPUT_ROWS].shape[0]
+        self._width = self.packed[PROJECTION].shape[0]
+
+    def step(self, rows: NDArray[np.int32], learning_rate: float, dropout: float, rng: np.random.Generator) -> float:
+        """Train on up to `batch` rows [n, length + 1]; return the mean loss before the step."""
+        padded = np.full((self.batch, self.length + 1), PAD, dtype=np.int32)
+        padded[: len(rows)] = rows
+        tokens, targets = np.ascontiguousarray(padded[:, :-1]), np.ascontiguousarray(padded[:, 1:])
+        weights = (targets != PAD).astype(np.float32)
+        share = float(weights.mean())
+        inputs: dict[str, Any] = {
+            "targets": targets,
+            "weights": weights,
+            "learning_rate": np.array(learning_rate * share, dtype=np.float32),
+            "output_mask": output_mask((self.length, self._width, self.batch), dropout, rng),
+            KERNEL_ROWS: self.packed[KERNEL_ROWS],
+            PROJECTION: self.packed[PROJECTION],
+        }
+        if self._signature == "train":
+            outputs = self._runner.run("train", {**inputs, "tokens": tokens, OUTPUT_ROWS: self.packed[OUTPUT_ROWS]})
+            self.packed[OUTPUT_ROWS] = outputs["trained_output_rows"]
+        else:
+            outputs = self._sampled(inputs, tokens, targets, weights > 0, rng)
+        self.packed[KERNEL_ROWS] = outputs["trained_kernel_rows"]
+        self.packed[PROJECTION] = outputs["trained_projection"]
+        return float(outputs["loss"])
+
+    def _sampled(
+        self,
+        inputs: dict[str, Any],
+        tokens: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        counted: NDArray[np.bool_],
+        rng: np.random.Generator,
+    ) -> dict[str, Any]:
+        width, output_rows = self._width, self.packed[OUTPUT_ROWS]
+        chosen = candidates.choose(targets, counted, size=self._candidates, words=self._words, rng=rng)
+        candidate_rows = output_rows[chosen.ids]
+        candidate_rows[:, width] -= chosen.log_inclusion
+        by_position = tokens.T.reshape(-1)
+        given = {
+            **inputs,
+            "targets": chosen.positions,
+            "input_rows": np.ascontiguousarray(output_rows[by_position, :width]),
+            "candidate_rows": candidate_rows,
+        }
+        outputs = self._runner.run("train_sampled", given)
+        # The difference, because adding the correction back to the bias would round words that did not move.
+        output_rows[chosen.ids] += outputs["trained_candidate_rows"] - candidate_rows
+        np.subtract.at(output_rows[:, :width], by_position, outputs["input_rows_step"])
+        return outputs
+
+
+def output_mask(shape: tuple[int, int, int], dropout: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return inverted-dropout values, 0 or 1/(1 - dropout); all ones without dropout."""
+    if dropout == 0.0:
+        return np.ones(shape, np.float32)
+    kept = rng.random(shape, dtype=np.float32) >= dropout
+    return kept.astype(np.float32) * np.float32(1.0 / (1.0 - dropout))
+
+
+def begin(stream: Sequence[int], packed: Tensors, plan: Plan, manifest: Manifest, seed: int) -> Checkpoint:
+    """Return the training's first checkpoint. Raises `PlanRefused` if the text is less than the plan's minimum."""
+    check_plan(plan, manifest)
+    length = manifest.signatures[plan.signature].length
+    rows = draw_rows(stream, rows=plan.rows, length=length, rng=generator(seed, _ROWS))
+    if len(rows) < plan.minimum_examples:
+        raise PlanRefused(f"the plan asks for {plan.minimum_examples} examples or more, the text has {len(rows)}")
+    return Checkpoint(packed, rows, 0, 0.0, 0.0)
+
+
+def total_steps(checkpoint: Checkpoint, plan: Plan, manifest: Manifest) -> int:
+    """Return how many steps the whole training has."""
+    return plan.epochs * -(-len(checkpoint.rows) // manifest.signatures[plan.signature].batch)
+
+
+def steps(
+    runner: SignatureRunner, checkpoint: Checkpoint, plan: Plan, manifest: Manifest, seed: int
+) -> Iterator[Checkpoint]:
+    """Yield a checkpoint after each step that is still to do; the last one is the finished training.
+
+    The checkpoints share the stepper's arrays: write one to disk, or drop it, before asking for the next.
+    """
+    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature)
+    a_epoch = -(-len(checkpoint.rows) // stepper.batch)
+    first = checkpoint.loss_before
+    for number in range(checkpoint.steps, total_steps(checkpoint, plan, manifest)):
+        epoch, place = divmod(number, a_epoch)
+        order = generator(seed, _ORDER, epoch).permutation(len(checkpoint.rows))
+        batch = checkpoint.rows[order[place * stepper.batch : (place + 1) * stepper.batch]]
+        loss = stepper.step(batch, plan.learning_rate, plan.dropout, generator(seed, _STEP, number))
+        first = loss if number == 0 else first
+        yield Checkpoint(stepper.packed, checkpoint.rows, number + 1, first, loss)
+
+
+def result_of(checkpoint: Checkpoint) -> TrainingResult:
+    """Return what a finished training's last checkpoint means."""
+    return TrainingResult(
+        packed=checkpoint.packed,
+        steps=checkpoint.steps,
+        loss_before=checkpoint.loss_before,
+        loss_after=checkpoint.loss_after,
+        examples=len(checkpoint.rows),
+    )

@@ -1,0 +1,277 @@
+"""The versions on this device: download, check, switch, keep the previous one.
+
+    HOME/slots/TRACK.json            {"current", "previous": hashes; "version", "sha256": the highest ever accepted}
+    HOME/models/SHA256.tflite        whole and checked; SHA256.part is a download that goes on later
+    HOME/manifests/SHA256.bin        the signed manifest of that file
+    HOME/templates/SHA256.bin        the exporter-signed manifest of a template
+    HOME/vocabularies/SHA256.txt
+
+The rules:
+- a file gets its name only after size, hash, template hash and `model_check` agree; then the slot switches by renaming
+  one small file; a power cut leaves the old slot or the new one;
+- what is refused leaves no file behind, the slot stays, and the refusal has a name;
+- a broken link leaves the `.part`, which the next attempt resumes;
+- the current and the previous version of each track stay, everything older is deleted;
+- a file that has rotted since is found when it is read, deleted, and counts as not held.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import get_args
+from urllib.parse import urljoin
+
+from edge_runtime import trust
+from edge_runtime.adapters.files import remove, storage_error, sync_directory, write_atomically
+from edge_runtime.ports import Downloads, NotThere, StorageFailed, TooLarge
+from wire_contract.envelope import read_envelope
+from wire_contract.errors import ContractError
+from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, template_hash
+from wire_contract.topics import Track
+from wire_contract.vocabulary import MAX_FILE_BYTES, Vocabulary
+
+Check = Callable[[bytes, Manifest], None]
+SIGNED_SLACK_BYTES = 1024
+KEPT_PARTS = 2
+
+
+class VersionRefused(Exception):  # noqa: N818 - an answer, not a fault
+    """A version cannot be used; `reason` is its stable name, and the slot is what it was."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@lru_cache(maxsize=4)
+def _parse(data: bytes) -> Vocabulary:
+    return Vocabulary.from_bytes(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a track holds: hashes of the current and previous file ("" for none), and the highest accepted version."""
+
+    current: str = ""
+    previous: str = ""
+    version: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A version that is on the disk: its manifest and the file's bytes."""
+
+    manifest: Manifest
+    data: bytes
+
+
+class ModelSlots:
+    """Slots below `home`. `model_url` is what the manifest's addresses are relative to; `check` raises to refuse."""
+
+    def __init__(
+        self, home: Path, keys: trust.Keys, population: str, model_url: str, downloads: Downloads, check: Check
+    ) -> None:
+        self._home = home
+        self._keys = keys
+        self._population = population
+        self._model_url = model_url
+        self._downloads = downloads
+        self._check = check
+        self._slots: dict[str, Slot] = {}
+
+    def slot(self, track: Track) -> Slot:
+        """Return what a track holds. Raises `StorageFailed` if its pointer is broken."""
+        known = self._slots.get(track)
+        if known is None:
+            known = self._slots[track] = self._read_slot(track)
+        return known
+
+    def _read_slot(self, track: Track) -> Slot:
+        path = self._home / "slots" / f"{track}.json"
+        try:
+            return Slot(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return Slot()
+        except (OSError, ValueError, TypeError) as e:
+            raise StorageFailed(f"{path} cannot be read: {e}") from e
+
+    def accept(self, signed: bytes, track: Track, now: float) -> Manifest:
+        """Return the manifest inside `signed` if `trust` takes it for this track; fetches its template if need be.
+
+        Raises `trust.ManifestRefused` or `Unreachable`.
+        """
+        slot = self.slot(track)
+        templates: dict[str, Manifest] = {}
+        while True:
+            try:
+                return trust.accept(
+                    signed,
+                    keys=self._keys,
+                    population=self._population,
+                    track=track,
+                    before=trust.Accepted(slot.version, slot.sha256),
+                    templates=templates,
+                    now=now,
+                )
+            except trust.TemplateUnknown as e:
+                templates[e.template_sha256] = self._template(e.template_sha256)
+
+    def _template(self, template_sha256: str) -> Manifest:
+        path = self._home / "templates" / f"{template_sha256}.bin"
+        try:
+            return trust.accept_template(path.read_bytes(), keys=self._keys, template_sha256=template_sha256)
+        except FileNotFoundError:
+            try:
+                signed = self._fetch(f"/v1/templates/{template_sha256}", MAX_MANIFEST_BYTES + SIGNED_SLACK_BYTES)
+            except (NotThere, TooLarge) as e:
+                raise trust.ManifestRefused("template_missing", f"the template's manifest is not to be had: {e}") from e
+        except OSError as e:
+            raise StorageFailed(f"{path} cannot be read: {e}") from e
+        manifest = trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)
+        write_atomically(path, signed)
+        return manifest
+
+    def install(self, signed: bytes, track: Track, now: float) -> Manifest:
+        """Make the version described by `signed` the track's current one.
+
+        Use it for a version that `accept` would take. Raises `VersionRefused`, `trust.ManifestRefused`, `NotThere`,
+        `Unreachable` (resume later), `StorageFull`.
+        """
+        manifest = self.accept(signed, track, now)
+        slot = self.slot(track)
+        if slot.current == manifest.sha256 and self.held(manifest.sha256) is not None:
+            return manifest
+        self._vocabulary(manifest)
+        if self.held(manifest.sha256) is None:
+            self._download(manifest)
+        write_atomically(self._home / "manifests" / f"{manifest.sha256}.bin", signed)
+        previous = slot.current if slot.current != manifest.sha256 else slot.previous
+        self._switch(track, Slot(manifest.sha256, previous, manifest.version, manifest.sha256))
+        return manifest
+
+    def roll_back(self, track: Track) -> Slot:
+        """Go back to the track's previous version; the highest accepted version stays what it was."""
+        slot = self.slot(track)
+        if not slot.previous or self.held(slot.previous) is None:
+            raise VersionRefused("no_previous", f"the {track} track holds no previous version")
+        self._switch(track, Slot(slot.previous, slot.current, slot.version, slot.sha256))
+        return self.slot(track)
+
+    def _switch(self, track: Track, slot: Slot) -> None:
+        text = json.dumps({name: getattr(slot, name) for name in Slot.__slots__})
+        write_atomically(self._home / "slots" / f"{track}.json", text.encode() + b"\n")
+        self._slots[track] = slot
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete files that no slot names."""
+        slots = [self.slot(track) for track in get_args(Track)]
+        named = {sha256 for slot in slots for sha256 in (slot.current, slot.previous)}
+        for folder in ("models", "manifests"):
+            for path in (self._home / folder).glob("[0-9a-f]*"):
+                if path.suffix != ".part" and path.stem not in named:
+                    remove(path)
+        parts = sorted((self._home / "models").glob("*.part"), key=lambda path: path.stat().st_mtime)
+        for path in parts[:-KEPT_PARTS]:
+            remove(path)
+
+    def held(self, sha256: str) -> Held | None:
+        """Return a version whose file and manifest are here and whole, or None."""
+        path = self._home / "models" / f"{sha256}.tflite"
+        try:
+            signed = (self._home / "manifests" / f"{sha256}.bin").read_bytes()
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            remove(path)
+            return None
+        try:
+            return Held(self._reopen(signed), data)
+        except ContractError:
+            return None
+
+    def _reopen(self, signed: bytes) -> Manifest:
+        # Accepted before; who signed it was settled then.
+        return decode_manifest(read_envelope(signed).body)
+
+    def current(self, track: Track) -> Held | None:
+        """Return the track's current version, or None."""
+        slot = self.slot(track)
+        return self.held(slot.current) if slot.current else None
+
+    def vocabulary(self, sha256: str) -> Vocabulary | None:
+        """Return a vocabulary that is here, or None."""
+        try:
+            data = (self._home / "vocabularies" / f"{sha256}.txt").read_bytes()
+        except OSError:
+            return None
+        return _parse(data) if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    def _vocabulary(self, manifest: Manifest) -> None:
+        if self.vocabulary(manifest.vocabulary_sha256) is not None:
+            return
+        data = self._fetch(manifest.vocabulary_url or f"/v1/vocabularies/{manifest.vocabulary_sha256}", MAX_FILE_BYTES)
+        if hashlib.sha256(data).hexdigest() != manifest.vocabulary_sha256:
+            raise VersionRefused("vocabulary_hash", f"the vocabulary hashes to {manifest.vocabulary_sha256[:16]}...")
+        try:
+            words = len(Vocabulary.from_bytes(data))
+        except ContractError as e:
+            raise VersionRefused("vocabulary", str(e)) from e
+        if words != manifest.vocabulary_words:
+            raise VersionRefused("vocabulary", f"the manifest says {manifest.vocabulary_words} words, got {words}")
+        write_atomically(self._home / "vocabularies" / f"{manifest.vocabulary_sha256}.txt", data)
+
+    def _fetch(self, url: str, limit_bytes: int) -> bytes:
+        return b"".join(self._downloads.fetch(urljoin(self._model_url, url), 0, limit_bytes).chunks)
+
+    def _download(self, manifest: Manifest) -> None:
+        folder = self._home / "models"
+        part = folder / f"{manifest.sha256}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            start = part.stat().st_size if part.exists() else 0
+            if start > manifest.size_bytes:
+                remove(part)
+                start = 0
+            if start < manifest.size_bytes:
+                self._append(part, start, manifest)
+            data = part.read_bytes()
+        except TooLarge as e:
+            remove(part)
+            raise VersionRefused("wrong_size", str(e)) from e
+        except OSError as e:
+            raise storage_error(e, str(part)) from e
+        try:
+            self._check_bytes(data, manifest)
+        except VersionRefused:
+            remove(part)
+            raise
+        part.replace(folder / f"{manifest.sha256}.tflite")
+        sync_directory(folder)
+
+    def _append(self, part: Path, start: int, manifest: Manifest) -> None:
+        url = urljoin(self._model_url, manifest.url or f"/v1/models/{manifest.sha256}")
+        download = self._downloads.fetch(url, start, manifest.size_bytes)
+        with part.open("r+b" if part.exists() else "wb") as file:
+            file.truncate(download.start)
+            file.seek(download.start)
+            for piece in download.chunks:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check_bytes(self, data: bytes, manifest: Manifest) -> None:
+        if len(data) != manifest.size_bytes:
+            raise VersionRefused("wrong_size", f"the manifest says {manifest.size_bytes} bytes, got {len(data)}")
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != manifest.sha256:
+            raise VersionRefused("wrong_hash", f"the file hashes to {manifest.sha256[:16]}..., got {digest[:16]}...")
+        if template_hash(data, manifest) != manifest.template_sha256:
+            raise VersionRefused("wrong_template", "bytes outside the stated ranges differ from the template's")
+        self._check(data, manifest)

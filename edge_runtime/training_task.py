@@ -1,0 +1,172 @@
+"""One task's training, from the held version to an update in the durable outbox; the agent imports it when it trains.
+
+The rules:
+- between steps it asks whether it may go on; if not, the checkpoint is written and the night is over;
+- update, new residual and the session's next state become durable in one transaction, or none of them does;
+- if there is no room for them, the finished training is kept as a checkpoint instead, and is queued another time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_runtime import client_update, local_training
+from edge_runtime.adapters import checkpoints
+from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
+from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.adapters.vectors import Vectors, pack_kept, unpack_kept
+from edge_runtime.identity import Identity
+from edge_runtime.local_training import Checkpoint, PlanRefused
+from edge_runtime.model_slots import Held
+from edge_runtime.ports import Entropy, ModelRuntime, RuntimeFailed, StorageFailed, StorageFull
+from wire_contract.codec import cap_norm
+from wire_contract.errors import ContractError
+from wire_contract.layout import Layout, Vector
+from wire_contract.messages import TaskOffer, verdict_returns_the_update
+from wire_contract.patch import read_tensors
+
+CHECKPOINT_STEPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A condition fell; the checkpoint is on the disk."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """This task cannot be done here."""
+
+    reason: str
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Trained, but the outbox could not take it."""
+
+    reason: str
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Trained and queued."""
+
+    update_id: str
+    steps: int
+    update_bytes: int
+
+
+Outcome = Stopped | Refused | NoRoom | Queued
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a training needs; `save_state` is called inside the transaction that queues the update."""
+
+    home: Path
+    store: StateStore
+    identity: Identity
+    runtime: ModelRuntime
+    entropy: Entropy
+    chunk_bytes: int
+
+    @property
+    def _vectors(self) -> Vectors:
+        return Vectors(self.home / "vectors", self.store)
+
+    def run(
+        self,
+        offer: TaskOffer,
+        held: Held,
+        stream: Sequence[int],
+        *,
+        may_go_on: Callable[[], bool],
+        finished_at: Callable[[], float],
+        save_state: Callable[[str], None],
+    ) -> Outcome:
+        """Train (or go on), make the update, queue it; `save_state` gets the update's id."""
+        manifest = held.manifest
+        layout = Layout.of(manifest)
+        if layout.fingerprint != offer.layout_fingerprint:
+            return Refused(f"the offer is for layout {offer.layout_fingerprint[:16]}, the base has another")
+        done = 0
+        try:
+            base = read_tensors(held.data, manifest)
+            checkpoint = checkpoints.load(self.home, offer.lease)
+            if checkpoint is None:
+                checkpoint = local_training.begin(stream, layout.pack(base), offer.plan, manifest, offer.seed)
+            local_training.check_plan(offer.plan, manifest)
+            runner = self.runtime.template(manifest.template_sha256, lambda: held.data)
+            for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed):
+                checkpoint = after
+                done += 1
+                if checkpoint.steps == local_training.total_steps(checkpoint, offer.plan, manifest):
+                    break
+                if not may_go_on():
+                    checkpoints.save(self.home, offer.lease, checkpoint)
+                    return Stopped(done)
+                if done % CHECKPOINT_STEPS == 0:
+                    checkpoints.save(self.home, offer.lease, checkpoint)
+            residual = self._vectors.residual(layout.fingerprint, layout.size)
+            encoded = client_update.make(local_training.result_of(checkpoint), base, residual, offer, layout)
+        except (PlanRefused, ContractError, RuntimeFailed) as e:
+            return Refused(str(e), done)
+        except (StorageFull, StorageFailed) as e:
+            return NoRoom(str(e), done)
+        now = finished_at()
+        sealed = client_update.seal_update(
+            encoded,
+            local_training.result_of(checkpoint),
+            offer,
+            key=self.identity.key,
+            ephemeral_secret=self.entropy(32),
+            finished_at=int(now),
+            chunk_bytes=self.chunk_bytes,
+        )
+        try:
+            residual_file = self._vectors.write(encoded.residual)
+            update = QueuedUpdate(
+                sealed.update_id, offer.shard, sealed.init, sealed.chunks, offer.plan.clip_norm, layout.fingerprint,
+                layout.size, pack_kept(encoded.sent), now,
+            )  # fmt: skip
+            with self.store.transaction() as connection:
+                Outbox(self.store).put(connection, update)
+                self._vectors.name_residual(connection, residual_file, layout.fingerprint)
+                save_state(sealed.update_id)
+        except (StorageFull, StorageFailed) as e:
+            return NoRoom(f"{e}; {self._keep(offer, checkpoint)}", done)
+        checkpoints.drop(self.home)
+        self._vectors.sweep()
+        return Queued(sealed.update_id, done, len(encoded.data))
+
+    def _keep(self, offer: TaskOffer, checkpoint: Checkpoint) -> str:
+        try:
+            checkpoints.save(self.home, offer.lease, checkpoint)
+        except (StorageFull, StorageFailed):
+            return "the training will be repeated from its seed"
+        return "the training is kept as a checkpoint"
+
+    def settle(self, update_id: str, verdict: str, save_state: Callable[[], None]) -> None:
+        """Deal with the kept vector as the verdict says, and empty the outbox, in one transaction.
+
+        Stale: residual = cap_norm(residual + kept, C). Anything else: the kept vector is gone. Raises `StorageFull`.
+        """
+        update = Outbox(self.store).get(update_id)
+        returned = self._returned(update) if update is not None and verdict_returns_the_update(verdict) else None
+        residual_file = None if returned is None else self._vectors.write(returned)
+        with self.store.transaction() as connection:
+            if update is not None:
+                Outbox(self.store).remove(connection, update_id)
+                if residual_file is not None:
+                    self._vectors.name_residual(connection, residual_file, update.layout)
+            save_state()
+        self._vectors.sweep()
+
+    def _returned(self, update: QueuedUpdate) -> Vector:
+        kept = unpack_kept(update.kept, update.size).dense()
+        residual = self._vectors.residual(update.layout, update.size)
+        return cap_norm(kept if residual is None else residual + kept, update.clip_norm)

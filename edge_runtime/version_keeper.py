@@ -1,0 +1,183 @@
+"""Keeping the device's versions up to date: the base that an offer names, and the refresh that was announced.
+
+The rules:
+- an announcement, retained on MQTT or fetched over HTTP, is only bytes until `trust` accepts it;
+- a base is wanted exactly as the offer names it, version and hash; if the world moved on, the lease is dropped;
+- a refresh is installed when the link is unmetered; a broken link is tried again after a full-jitter wait, and a
+  refused version is forgotten until another is announced.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urljoin
+
+from edge_runtime import backoff, session
+from edge_runtime.model_slots import Check, Held, ModelSlots, VersionRefused
+from edge_runtime.ports import (
+    Clock,
+    Download,
+    Downloads,
+    NotThere,
+    PortError,
+    StorageFailed,
+    StorageFull,
+    TooLarge,
+    Unreachable,
+)
+from edge_runtime.trust import Keys, ManifestRefused
+from edge_runtime.turn_report import Notes
+from wire_contract.errors import ContractError
+from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest
+from wire_contract.messages import Enrolled, TaskOffer
+from wire_contract.topics import Track
+
+REFRESH_POLL_S = 6 * 3600.0
+ENVELOPE_SLACK_BYTES = 1024
+
+
+@dataclass
+class CountedDownloads:
+    """A Downloads port that counts the bytes that came."""
+
+    downloads: Downloads
+    bytes_down: int = 0
+
+    def fetch(self, url: str, start: int, limit_bytes: int) -> Download:
+        """See `ports.Downloads.fetch`."""
+        opened = self.downloads.fetch(url, start, limit_bytes)
+        return replace(opened, chunks=self._count(opened.chunks))
+
+    def _count(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in chunks:
+            self.bytes_down += len(piece)
+            yield piece
+
+
+class VersionKeeper:
+    """One agent's versions. `notes` is set anew each turn."""
+
+    def __init__(self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check) -> None:
+        self._enrolled = enrolled
+        self._clock = clock
+        self._downloads = CountedDownloads(downloads)
+        keys = Keys(enrolled.manifest_key, enrolled.aggregator_key)
+        self.slots = ModelSlots(home, keys, enrolled.population, enrolled.model_url, self._downloads, check)
+        self._training: bytes | None = None
+        self._refresh: bytes | None = None
+        self._attempts = 0
+        self._not_before = 0.0
+        self._seen_at = -float("inf")
+        self.notes = Notes()
+
+    def take_bytes_down(self) -> int:
+        """Return the bytes downloaded since the last call."""
+        count, self._downloads.bytes_down = self._downloads.bytes_down, 0
+        return count
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """Highest accepted (training, refresh) version; 0 before the first."""
+        return self.slots.slot("training").version, self.slots.slot("refresh").version
+
+    @property
+    def wants_news(self) -> bool:
+        """Whether a refresh waits to be installed, or none was announced for six hours."""
+        return self._refresh is not None or self._clock.now() >= self._seen_at + REFRESH_POLL_S
+
+    def announce(self, track: Track, signed: bytes) -> None:
+        """Take note of a retained announcement."""
+        if track == "training":
+            self._training = signed
+        else:
+            self._refresh = signed
+            self._seen_at = self._clock.now()
+
+    def current(self) -> Held | None:
+        """Return the version for the keyboard: the refresh, or the training version before the first refresh."""
+        return self.slots.current("refresh") or self.slots.current("training")
+
+    def fetch_refresh(self) -> Manifest:
+        """Fetch the announced refresh over HTTP and install it; raises what `ModelSlots.install` does."""
+        return self.slots.install(self._by_http("refresh"), "refresh", self._clock.now())
+
+    def install_refresh(self, draw: Callable[[], float]) -> None:
+        """Install the refresh that was announced, if one waits and its time has come."""
+        now = self._clock.now()
+        if not self.wants_news or now < self._not_before:
+            return
+        before = self.slots.slot("refresh").current
+        try:
+            # Some brokers send a retained message only once to a session that goes on: then it is fetched.
+            signed = self._refresh or self._by_http("refresh")
+            manifest = self.slots.install(signed, "refresh", now)
+        except (Unreachable, StorageFull) as e:
+            self.notes.refused.append(name_of(e))
+            self._not_before = now + backoff.wait(self._attempts, draw())
+            self._attempts += 1
+            return
+        except (VersionRefused, ManifestRefused, PortError) as e:
+            self.notes.refused.append(name_of(e))
+        else:
+            if before != manifest.sha256:
+                self.notes.versions.append(("refresh", manifest.version))
+        self._refresh, self._attempts, self._seen_at = None, 0, now
+
+    def base(self, offer: TaskOffer) -> Held | None:
+        """Return the offer's base version if it is here, whole, and what the offer says."""
+        held = self.slots.held(offer.base_sha256)
+        if held is None:
+            return None
+        stated = (held.manifest.version, held.manifest.layout_fingerprint)
+        return held if stated == (offer.base_version, offer.layout_fingerprint) else None
+
+    def fetch_base(self, offer: TaskOffer, draw: float) -> session.Event:
+        """Get the offer's base version; the answer is the session's next event."""
+        now = self._clock.now()
+        if self.base(offer) is not None:
+            return session.BaseHeld(now)
+        try:
+            for signed in self._announcements():
+                manifest = self.slots.accept(signed, "training", now)
+                if (manifest.version, manifest.sha256) == (offer.base_version, offer.base_sha256):
+                    self.slots.install(signed, "training", now)
+                    self.notes.versions.append(("training", manifest.version))
+                    return session.BaseHeld(now)
+            self.notes.refused.append("base_gone")
+            return session.BaseGone(now, draw, f"version {offer.base_version} is not announced any more")
+        except (Unreachable, StorageFull) as e:
+            self.notes.refused.append(name_of(e))
+            return session.BaseUnreachable(now, draw, str(e))
+        except (VersionRefused, ManifestRefused, PortError) as e:
+            self.notes.refused.append(name_of(e))
+            return session.BaseGone(now, draw, str(e))
+
+    def _announcements(self) -> Iterator[bytes]:
+        if self._training is not None:
+            yield self._training
+        yield self._by_http("training")
+
+    def _by_http(self, track: Track) -> bytes:
+        url = urljoin(self._enrolled.model_url, f"/v1/populations/{self._enrolled.population}/{track}")
+        download = self._downloads.fetch(url, 0, MAX_MANIFEST_BYTES + ENVELOPE_SLACK_BYTES)
+        return b"".join(download.chunks)
+
+
+def name_of(error: Exception) -> str:
+    """Return a refusal's stable name: its own, or the error's class in lower case."""
+    reason = getattr(error, "reason", "")
+    if isinstance(reason, str) and reason:
+        return reason
+    return _NAMES.get(type(error).__name__, type(error).__name__.lower())
+
+
+_NAMES = {
+    cls.__name__: name
+    for cls, name in (
+        (StorageFull, "storage_full"),
+        (StorageFailed, "storage_failed"),
+        (NotThere, "not_there"),
+        (TooLarge, "too_large"),
+        (ContractError, "malformed"),
+    )
+}

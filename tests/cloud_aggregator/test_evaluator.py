@@ -1,0 +1,62 @@
+"""The evaluator asks a command; whatever the command does, the gate gets a number or a named failure."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloud_aggregator.adapters.evaluator import CommandEvaluator
+from cloud_aggregator.errors import EvaluationFailed
+from cloud_aggregator.ports import VersionFile
+
+# Stands for `edge-runtime`: checks that it was asked as documented, counts its calls, and answers.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+command, model, text, *rest = sys.argv[1:]
+assert command == "evaluate" and rest[0::2] == ["--manifest", "--vocabulary", "--json"], rest
+assert Path(rest[1]).read_bytes() == b"signed" and Path(rest[3]).read_text() == "words"
+calls = Path(text).with_suffix(".calls")
+calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
+{answer}
+"""
+
+
+def ask(tmp_path, answer, timeout=20.0):
+    script = tmp_path / "evaluate.py"
+    script.write_text(SCRIPT.replace("{answer}", answer))
+    (tmp_path / "model").write_bytes(b"model")
+    (tmp_path / "vocabulary").write_text("words")
+    evaluator = CommandEvaluator([sys.executable, str(script)], tmp_path / "held-out.txt", timeout)
+    return evaluator, VersionFile(3, tmp_path / "model", tmp_path / "vocabulary", b"signed")
+
+
+def test_the_score_is_the_last_lines_top3_and_is_asked_for_once(tmp_path):
+    evaluator, version = ask(tmp_path, "print('warming up'); print(json.dumps({'top3': 27.5}))")
+    assert evaluator.top3(version) == evaluator.top3(version) == 27.5
+    assert (tmp_path / "held-out.calls").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("print('{}')", "answered no top3"),
+        ("print('top3 27')", "answered no top3"),
+        ("pass", "answered no top3"),
+        ("print(json.dumps({'top3': 250.0}))", "a percentage, got 250.0"),
+        ("print(json.dumps({'top3': float('nan')}))", "a percentage, got nan"),
+        ("print('no text', file=sys.stderr); sys.exit(3)", "ended with 3: no text"),
+        ("import time; time.sleep(30)", "timed out"),
+    ],
+)
+def test_no_number_is_a_named_failure_and_is_not_remembered(tmp_path, answer, told):
+    evaluator, version = ask(tmp_path, answer, timeout=0.7 if "sleep" in answer else 20.0)
+    for _ in range(2):
+        with pytest.raises(EvaluationFailed, match=told):
+            evaluator.top3(version)
+
+
+def test_a_command_that_is_not_installed_is_named():
+    evaluator = CommandEvaluator(["no-such-command"], Path("x"), 5.0)
+    with pytest.raises(EvaluationFailed, match="no-such-command"):
+        evaluator.top3(VersionFile(1, Path("model"), Path("vocabulary"), b""))

@@ -1,0 +1,163 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime import session
+from edge_runtime.session import Phase, State, step
+from wire_contract.messages import Plan, Receipt, RetryWindow, TaskOffer, TurnedAway
+
+NOW = 1_800_000_000.0
+WINDOW = RetryWindow(earliest=int(NOW) + 100, latest=int(NOW) + 200)
+OFFER = TaskOffer(
+    device="d" * 32, population="keyboard", task="0" * 16, lease="1" * 32, nonce="2" * 32, base_version=3,
+    base_sha256="a" * 64, layout_fingerprint="b" * 64, plan=Plan(), seed=1, sealing_key=b"k" * 32, shard=0,
+    issued_at=int(NOW), deadline=int(NOW) + 3600, retry=WINDOW,
+)  # fmt: skip
+LOOK = session.Looked(NOW, may_train=True, may_send=True, nonce="2" * 32, draw=0.5)
+
+
+def receipt(verdict, **changes):
+    return Receipt(device="d" * 32, update_id="e" * 32, verdict=verdict, reason="", issued_at=int(NOW), **changes)
+
+
+def state(phase, **changes):
+    offer = None if phase in (Phase.RESTING, Phase.CHECKING_IN) else OFFER
+    held = {"update_id": "e" * 32, "give_up_at": NOW + 9e5} if phase is Phase.SENDING else {}
+    return State(phase=phase, offer=offer, **{**held, **changes})
+
+
+def test_a_night_walks_through_every_phase_in_order():
+    events = [
+        LOOK,
+        session.Offered(NOW, OFFER),
+        session.BaseHeld(NOW),
+        session.UpdateQueued(NOW, "e" * 32),
+        LOOK,
+        session.Answered(NOW, receipt("accepted"), 0.5),
+    ]
+    at, phases, done = State(), [], []
+    for event in events:
+        at, effects = step(at, event)
+        phases.append(at.phase.value)
+        done += [type(effect).__name__ for effect in effects]
+    assert phases == ["checking_in", "fetching", "training", "sending", "sending", "resting"]
+    assert done == ["AskForWork", "FetchBase", "Train", "SendUpdate", "Settle"]
+    assert at.not_before == NOW + 150
+
+
+def test_a_device_that_was_turned_away_rests_until_a_moment_inside_the_window():
+    reply = TurnedAway(device="d" * 32, nonce="2" * 32, reason="enough", issued_at=int(NOW), retry=WINDOW)
+    rested, effects = step(state(Phase.CHECKING_IN), session.SentAway(NOW, reply, 0.25))
+    assert effects == () and rested.not_before == NOW + 125
+    assert step(rested, dataclasses.replace(LOOK, now=NOW + 124)) == (rested, ())
+    assert step(rested, dataclasses.replace(LOOK, now=NOW + 125))[1]
+
+
+def test_without_power_or_link_no_work_is_asked_for():
+    for change in ({"may_train": False}, {"may_send": False}):
+        assert step(State(), dataclasses.replace(LOOK, **change)) == (State(), ())
+
+
+def test_an_update_is_sent_once_and_then_only_asked_about():
+    sending, effects = step(state(Phase.SENDING), LOOK)
+    assert effects == (session.SendUpdate("e" * 32),)
+    waits = []
+    for _ in range(12):
+        sending, effects = step(sending, dataclasses.replace(LOOK, now=sending.not_before))
+        assert [type(effect) for effect in effects] == [session.AskStatus]
+        waits.append(sending.not_before)
+    steps = [later - earlier for earlier, later in itertools.pairwise(waits)]
+    assert steps == sorted(steps) and steps[-1] == 0.75 * 600
+
+
+def test_an_incomplete_receipt_asks_for_what_is_missing_and_nothing_else():
+    sending = state(Phase.SENDING, attempts=1)
+    after, effects = step(sending, session.Answered(NOW, receipt("incomplete", missing=(2, 5)), 0.5))
+    assert effects == (session.SendUpdate("e" * 32, everything=False, missing=(2, 5), with_init=False),)
+    assert after.phase is Phase.SENDING
+
+
+def test_a_lease_that_is_over_drops_the_training():
+    late = dataclasses.replace(LOOK, now=NOW + 3600)
+    for phase in (Phase.FETCHING, Phase.TRAINING):
+        after, effects = step(state(phase), late)
+        assert after.phase is Phase.RESTING and effects == (session.DropTraining(),)
+
+
+def test_an_interrupted_training_goes_on_when_conditions_hold_again():
+    stopped, effects = step(state(Phase.TRAINING), session.Interrupted(NOW, "unplugged"))
+    assert effects == () and step(stopped, dataclasses.replace(LOOK, may_train=False)) == (stopped, ())
+    assert step(stopped, LOOK)[1] == (session.Train(OFFER),)
+
+
+def test_training_needs_no_link_and_sending_no_power():
+    assert step(state(Phase.TRAINING), dataclasses.replace(LOOK, may_send=False))[1] == (session.Train(OFFER),)
+    assert step(state(Phase.SENDING), dataclasses.replace(LOOK, may_train=False))[1]
+
+
+def test_after_seven_days_without_an_answer_the_update_is_given_up():
+    waiting, _ = step(state(Phase.TRAINING), session.UpdateQueued(NOW, "e" * 32))
+    late = dataclasses.replace(LOOK, now=NOW + 7 * 86_400, may_send=False)
+    after, effects = step(waiting, late)
+    assert after.phase is Phase.RESTING and effects == (session.Settle("e" * 32, "unanswered"),)
+
+
+def test_the_diagram_in_the_docs_is_drawn_from_this_table():
+    assert Path("docs/agent-states.md").read_text() == session.page(), (
+        "python -m edge_runtime.session > docs/agent-states.md"
+    )
+
+
+# Why each pair that no row takes changes nothing.
+STILL = {
+    Phase.RESTING: "replies, receipts and ends of work that came after the session had moved on",
+    Phase.CHECKING_IN: "there is no work yet that could end",
+    Phase.FETCHING: "nothing is trained or sent yet; a second offer for the same check-in is the same lease",
+    Phase.TRAINING: "the base is held; receipts are for updates that do not exist yet",
+    Phase.SENDING: "one thing at a time: offers and training wait for the receipt",
+}
+EVENTS = {
+    session.Looked: LOOK,
+    session.Offered: session.Offered(NOW, OFFER),
+    session.SentAway: session.SentAway(
+        NOW, TurnedAway(device="d" * 32, nonce="2" * 32, reason="", issued_at=1, retry=WINDOW), 0.1
+    ),
+    session.BaseHeld: session.BaseHeld(NOW),
+    session.BaseUnreachable: session.BaseUnreachable(NOW, 0.1, ""),
+    session.BaseGone: session.BaseGone(NOW, 0.1, ""),
+    session.Interrupted: session.Interrupted(NOW, ""),
+    session.NotKept: session.NotKept(NOW, 0.1, ""),
+    session.CannotTrain: session.CannotTrain(NOW, 0.1, ""),
+    session.UpdateQueued: session.UpdateQueued(NOW, "e" * 32),
+    session.Answered: session.Answered(NOW, receipt("accepted"), 0.1),
+    session.Undeliverable: session.Undeliverable(NOW, 0.1, ""),
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_an_event_that_no_row_takes_changes_nothing(phase):
+    assert STILL[phase]
+    taken = {row.event for row in session.TRANSITIONS if row.phase is phase}
+    assert session.Looked in taken
+    for kind, event in EVENTS.items():
+        if kind not in taken:
+            assert step(state(phase), event) == (state(phase), ())
+
+
+@given(
+    st.lists(st.sampled_from(list(EVENTS.values())), max_size=30),
+    st.lists(st.floats(0, 86_400), min_size=30, max_size=30),
+)
+def test_no_sequence_of_events_breaks_the_table(events, gaps):
+    at, now = State(), NOW
+    for event, gap in zip(events, gaps, strict=False):
+        now += gap
+        at, effects = step(at, dataclasses.replace(event, now=now))
+        rows = [row for row in session.TRANSITIONS if row.target is at.phase]
+        for effect in effects:
+            assert any(type(effect) in row.effects for row in rows)
+        assert (at.offer is None) == (at.phase in (Phase.RESTING, Phase.CHECKING_IN))
