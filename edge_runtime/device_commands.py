@@ -84,13 +84,13 @@ def enrol(home: Path, server: str, token_file: str, population: str | None, labe
         raise CommandError(f"the answer cannot be used: {e}", code="ENROLMENT_FAILED") from e
     agent = open_agent(home)
     try:
-        version, note = agent.fetch_refresh().version, ""
+        version = agent.fetch_refresh().version
     except (PortError, VersionRefused, ManifestRefused) as e:
-        version, note = 0, str(e)
+        version = 0
         sys.stderr.write(f"no model yet: {e}\n")
     finally:
         agent.abandon()
-    data = {"device": enrolled.device, "population": enrolled.population, "version": version, "note": note}
+    data = {"device": enrolled.device, "population": enrolled.population, "version": version}
     return Result(data, next_command="edge-runtime run")
 
 

@@ -97,6 +97,30 @@ def slices(streams: Sequence[Sequence[int]], spec: SignatureSpec, first_scored: 
                 lanes[row] = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A piece of one stream: its ids, where they begin in the stream, and the first position of them that counts."""
+
+    ids: Sequence[int]
+    start: int
+    first_scored: int
+
+
+def windows(stream: Sequence[int], pieces: int, context: int, first_scored: int = 1) -> list[Window]:
+    """Cut a long stream into at most `pieces` that can be scored side by side; each position counts in exactly one.
+
+    Before what it scores, each window reads `context` tokens from the zero state, as a keyboard does that knows the
+    last 20 words. A call of `evaluate` costs the same for one row as for all of them.
+    """
+    count = len(stream) - first_scored
+    share = max(context, -(-count // pieces))
+    cut = []
+    for first in range(first_scored, len(stream), share):
+        start = max(0, first - context)
+        cut.append(Window(stream[start : first + share], start, first - start))
+    return cut
+
+
 def score(
     runner: SignatureRunner,
     spec: SignatureSpec,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.evaluation import score
+from edge_runtime.evaluation import score, windows
 from edge_runtime.local_training import Stepper, draw_rows, generator
 from edge_runtime.ngram_cache import NgramCache, Prediction
 from edge_runtime.ports import SignatureRunner
@@ -54,7 +54,8 @@ class Mixture:
         if copy is None or neural == 0.0:
             base = shared
         else:
-            base = (self.shared * shared + self.copy * copy) / neural
+            share = self.copy / neural
+            base = (1.0 - share) * shared + share * copy
         mixed: NDArray[np.float64] = base * (neural + self.cache * cache.leftover)
         mixed[cache.ids] += self.cache * cache.probabilities
         return mixed
@@ -165,14 +166,14 @@ def make_copy(
     layout, spec = Layout.of(manifest), manifest.signatures["evaluate"]
     received = layout.pack(tensors)
     cut = int(len(stream) * HEAD)
-    tail = stream[max(0, cut - spec.length) :]
-    first = [len(stream[:cut]) - max(0, cut - spec.length)]
-    before = score(runner, spec, received, [tail], first_scored=first)
+    held_out = windows(stream, spec.batch, spec.length, first_scored=cut)
+    tails, first = [window.ids for window in held_out], [window.first_scored for window in held_out]
+    before = score(runner, spec, received, tails, first_scored=first)
     tuned = fine_tune(
         runner, manifest, received, stream[:cut],
         seed=seed, learning_rate=learning_rate, batch_rows=batch_rows, signature=signature,
     )  # fmt: skip
-    after = score(runner, spec, tuned, [tail], first_scored=first)
+    after = score(runner, spec, tuned, tails, first_scored=first)
     accepted = after.count > 0 and after.mean_loss < before.mean_loss
     if accepted:
         tuned = fine_tune(

@@ -150,16 +150,3 @@ class ModelRuntime(Protocol):
 
     def mark_checked(self, sha256: str) -> None:
         """Remember that they have."""
-
-
-class ExampleStore(Protocol):
-    """The person's private examples, behind the privacy filter."""
-
-    def add(self, text: str, now: float, *, learn: bool = True) -> int:
-        """Store what the filter lets through; return how many sentences that is (0 if `learn` is false)."""
-
-    def sentences(self) -> list[str]:
-        """Return the stored sentences, oldest first, tokens joined by spaces."""
-
-    def count_words(self) -> int:
-        """Return how many tokens are stored."""

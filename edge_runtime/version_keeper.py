@@ -138,8 +138,9 @@ class VersionKeeper:
             return session.BaseHeld(now)
         try:
             for signed in self._announcements():
-                manifest = self.slots.accept(signed, "training", now)
-                if (manifest.version, manifest.sha256) == (offer.base_version, offer.base_sha256):
+                manifest = self._acceptable(signed, now)
+                stated = manifest and (manifest.version, manifest.sha256)
+                if manifest is not None and stated == (offer.base_version, offer.base_sha256):
                     self.slots.install(signed, "training", now)
                     self.notes.versions.append(("training", manifest.version))
                     return session.BaseHeld(now)
@@ -151,6 +152,14 @@ class VersionKeeper:
         except (VersionRefused, ManifestRefused, PortError) as e:
             self.notes.refused.append(name_of(e))
             return session.BaseGone(now, draw, str(e))
+
+    def _acceptable(self, signed: bytes, now: float) -> Manifest | None:
+        # Whoever can write to the broker could stop all training with one refused manifest, if that ended the search.
+        try:
+            return self.slots.accept(signed, "training", now)
+        except ManifestRefused as e:
+            self.notes.refused.append(name_of(e))
+            return None
 
     def _announcements(self) -> Iterator[bytes]:
         if self._training is not None:

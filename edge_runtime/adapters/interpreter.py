@@ -9,13 +9,13 @@ The rules:
 """
 
 import importlib
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from edge_runtime.ports import Arrays, RuntimeFailed
 
@@ -52,7 +52,11 @@ class Model:
             try:
                 runner = self._runners.get(name)
                 if runner is None:
-                    runner = self._runners[name] = self._interpreter.get_signature_runner(name)
+                    # The first call allocates, and says so.
+                    with _quiet_stderr():
+                        runner = self._runners[name] = self._interpreter.get_signature_runner(name)
+                        first: dict[str, Any] = runner(**inputs)
+                    return first
                 outputs: dict[str, Any] = runner(**inputs)
             except (ValueError, RuntimeError, TypeError) as e:
                 raise RuntimeFailed(f"signature {name!r} does not run: {e}") from e
@@ -74,6 +78,22 @@ def open_model(data_or_path: bytes | Path, runtime: RuntimeName = "auto") -> Mod
     """Open a model file. Raises `RuntimeFailed`, `OSError` for a path that cannot be read."""
     data = data_or_path if isinstance(data_or_path, bytes) else data_or_path.read_bytes()
     return Model(data, load_module(runtime)[1])
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep the interpreter's "Created delegate" line off the person's terminal: it is written to descriptor 2 from C++.
+
+    What goes wrong comes as an exception all the same. Other threads' writes are lost for as long.
+    """
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 class _Pool:
@@ -123,8 +143,3 @@ class InterpreterRuntime:
         self._checked[sha256] = None
         while len(self._checked) > CHECKED_HELD:
             self._checked.popitem(last=False)
-
-
-def float32(value: float) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Return a scalar input as the interpreters want it."""
-    return np.array(value, dtype=np.float32)

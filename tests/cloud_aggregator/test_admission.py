@@ -428,3 +428,15 @@ def test_any_sealed_bytes_get_a_verdict(shared_aggregator, plain):
 def test_an_update_weighs_its_capped_examples_and_never_more_than_one(rule, examples, staleness, share):
     plan = Plan(weight_rule=rule, example_cap=80)
     assert update_weight(plan, examples, staleness) == share
+
+
+def test_a_device_cannot_claim_a_fresher_base_than_its_lease_names(aggregator):
+    late, *others = phones(aggregator, 5)
+    old = late.lease()
+    for phone in others:
+        aggregator.take(*phone.update(phone.lease()))
+    aggregator.turn()
+    assert aggregator.manifest().version == 2
+    receipt, row = submit(aggregator, late, late.update(old, base_version=2))
+    assert receipt.verdict == row.verdict == "unknown_lease"
+    assert "the lease is for version 1, the update for 2" in receipt.reason

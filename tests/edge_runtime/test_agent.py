@@ -17,7 +17,7 @@ from edge_runtime.identity import NotEnrolled, load
 from edge_runtime.ports import Outgoing
 from tests.edge_runtime.fakes import Killed, World
 from wire_contract import envelope
-from wire_contract.messages import DeviceReport, Plan, UpdateHeader, decode_message, encode_message
+from wire_contract.messages import DeviceReport, ModelAnnouncement, Plan, UpdateHeader, decode_message, encode_message
 from wire_contract.topics import DeviceTopic, build_topic
 
 
@@ -389,6 +389,19 @@ def test_a_base_that_moved_on_is_looked_up_by_http_and_else_the_lease_is_dropped
     assert receipts(reports) == ["accepted"]
     header = next(u.header for u in world.aggregator.updates.values() if u.plain is not None)
     assert isinstance(header, UpdateHeader) and header.base_version == 3
+
+
+def test_a_forged_announcement_on_the_broker_does_not_stop_training(world):
+    world.type_text()
+    world.aggregator.move_on()
+    forged = envelope.sign(world.agent.identity.key, "manifest", b"nothing")
+    payload = encode_message(ModelAnnouncement(signed_manifest=forged))
+    world.broker.publish(Outgoing("fl/v1/pop/keyboard/training", payload, retain=True))
+    world.broker.publish(Outgoing("fl/v1/pop/keyboard/refresh", b"\xc1 not a message", retain=True))
+    reports = world.night()
+    refused = {name for report in reports for name in report.refused}
+    assert {"malformed", "bad_signature"} == refused
+    assert receipts(reports) == ["accepted"]
 
 
 def test_a_refresh_is_installed_when_the_link_allows_and_a_broken_one_leaves_the_old(world):

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.evaluation import Score, score, slices
+from edge_runtime.evaluation import Score, score, slices, windows
 from tests.edge_runtime import numpy_model
 from tests.edge_runtime.test_local_training import MANIFEST, MODEL, PACKED, RUNNER
 from wire_contract.patch import read_tensors
@@ -72,3 +72,14 @@ def test_every_target_is_in_exactly_one_slice(streams):
             if stream >= 0:
                 targets[stream] += [int(t) for t in call.targets[row] if t != 0]
     assert targets == [stream[1:] for stream in streams]
+
+
+@given(st.lists(st.integers(1, 9), max_size=300), st.integers(1, 16), st.integers(1, 20), st.integers(1, 50))
+def test_every_position_that_counts_counts_in_exactly_one_window(stream, pieces, context, first_scored):
+    counted = []
+    for window in windows(stream, pieces, context, first_scored):
+        assert list(window.ids) == stream[window.start : window.start + len(window.ids)]
+        assert window.first_scored == min(context, window.start + window.first_scored)
+        counted += range(window.start + window.first_scored, window.start + len(window.ids))
+    assert counted == list(range(first_scored, len(stream)))
+    assert len(windows(stream, pieces, context, first_scored)) <= pieces
