@@ -25,12 +25,11 @@ from cloud_aggregator.adapters.key_files import load_keys, write_secret
 from cloud_aggregator.adapters.mqtt import MqttTransport, parse_broker_url
 from cloud_aggregator.config import ServiceSettings
 from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, StorageFailed
+from cloud_aggregator.operator_client import ADDRESS_FILE, OPERATOR_TOKEN
 from cloud_aggregator.service import Gate, Service
 from cloud_aggregator.web.server import start_http
 from wire_contract.envelope import key_id
 
-OPERATOR_TOKEN = "operator.token"
-ADDRESS_FILE = "service.json"
 TURN_SECONDS = 1.0
 
 Say = Callable[[str], None]

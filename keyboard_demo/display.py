@@ -10,8 +10,6 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fleet_simulator.fleet import FleetTotals, TickOutcome
-
 PLAIN_EVERY_S = 10.0
 PLAYED = (
     "played: the clock, and the sensors for power, idleness, heat and link (through the real readers' files).",
@@ -64,15 +62,14 @@ class Display:
             self._task = self._progress.add_task("nights", total=ticks, note="")
             self._progress.start()
 
-    def night(self, done: int, ticks: int, outcome: TickOutcome, totals: FleetTotals) -> None:
-        """Show where the fleet stands after a tick."""
-        refused = sum(totals.refused.values())
-        note = f"v{outcome.version} · {totals.accepted} updates · {refused} refused"
+    def night(self, done: int, ticks: int, *, night: int, version: int, accepted: int, refused: int) -> None:
+        """Show where the fleet stands after `done` of `ticks` ticks, in night `night` (counted from 1)."""
+        note = f"v{version} · {accepted} updates · {refused} refused"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
         elif not self._live and (time.monotonic() - self._said_at >= PLAIN_EVERY_S or done == ticks):
             self._said_at = time.monotonic()
-            self.say(f"night {outcome.night + 1}, {done} of {ticks} ticks: {note}")
+            self.say(f"night {night}, {done} of {ticks} ticks: {note}")
 
     def end_nights(self) -> None:
         """Leave the last state of the progress standing."""

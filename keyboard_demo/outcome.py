@@ -2,9 +2,15 @@
 
 from dataclasses import asdict, dataclass
 
-from fleet_simulator.control import Suggestions
 
-WIDTH = 78
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One place in a held-out sentence: what was typed, the word that came, and both models' three suggestions."""
+
+    typed: str
+    came: str
+    first: tuple[str, ...]
+    last: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ def bar(share: float, width: int = 24) -> str:
     return "█" * max(1 if share > 0 else 0, round(share * width))
 
 
-def screen(outcome: Outcome, sentence: tuple[Suggestions, ...], commands: tuple[tuple[str, str], ...]) -> str:
+def screen(outcome: Outcome, sentence: tuple[Place, ...], commands: tuple[tuple[str, str], ...]) -> str:
     """Return the last screen, at most 78 columns wide: what was learned, what it cost, what was refused, what next."""
     o = outcome
     lines = [
@@ -83,7 +89,7 @@ def screen(outcome: Outcome, sentence: tuple[Suggestions, ...], commands: tuple[
     return "\n".join(lines)
 
 
-def _sentence(sentence: tuple[Suggestions, ...]) -> list[str]:
+def _sentence(sentence: tuple[Place, ...]) -> list[str]:
     if not sentence:
         return []
     typed = max(14, min(26, max(len(row.typed) for row in sentence)))

@@ -17,11 +17,12 @@ from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cloud_aggregator.config import PaceSettings, PopulationSettings, ReleaseSettings
 from cloud_aggregator.server_optimizer import OptimizerSettings
-from fleet_simulator.control import HeldOutPerson, Suggestions
+from fleet_simulator.aggregator_host import ArrivalTimeout
+from fleet_simulator.control import HeldOutPerson, WorkerDied
 from fleet_simulator.fleet import Fleet, FleetTotals
 from fleet_simulator.nights import DAY_S, TICK_HOURS, play_nights
 from keyboard_demo.display import PLAYED, Display
-from keyboard_demo.outcome import Outcome, screen
+from keyboard_demo.outcome import Outcome, Place, screen
 from keyboard_demo.typists import Person, count_words, read_persons
 from wire_contract.envelope import read_envelope
 from wire_contract.manifest import decode_manifest
@@ -53,7 +54,7 @@ class Told:
     """The end of a story: its numbers and the sentence that gained most."""
 
     outcome: Outcome
-    sentence: tuple[Suggestions, ...]
+    sentence: tuple[Place, ...]
 
     def screen(self, kept: Path | None) -> str:
         """Return the last screen, with three commands that go on from here."""
@@ -186,7 +187,15 @@ class Story:
         self._display.say(f"exported one file of {size:,} bytes: it infers in int8 and trains in float32")
 
     def tell(self) -> Told:
-        """Let the nights go by, release, score; return what was found."""
+        """Let the nights go by, release, score; return what was found. Raises `CommandError`."""
+        try:
+            return self._tell()
+        except WorkerDied as e:
+            raise CommandError(f"a device process failed: {e}", code="DEVICE_PROCESS_FAILED") from e
+        except ArrivalTimeout as e:
+            raise CommandError(str(e), exit_code=ExitCode.TIMEOUT, code="NOT_ARRIVED") from e
+
+    def _tell(self) -> Told:
         settings, display = self.settings, self._display
         moved = self.fleet.move_in([tuple(message.text for message in person.messages) for person in self._persons])
         words = sum(some.words_stored for some in moved)
@@ -230,7 +239,8 @@ class Story:
             seconds=time.monotonic() - self._began,
             model_hash=manifest.sha256,
         )
-        return Told(outcome, scored.sentence)
+        places = tuple(Place(place.typed, place.came, place.first, place.last) for place in scored.sentence)
+        return Told(outcome, places)
 
     def _play(self) -> FleetTotals:
         settings = self.settings
@@ -244,7 +254,15 @@ class Story:
         self._display.begin_nights(len(script))
         for number, tick in enumerate(script, start=1):
             outcome = self.fleet.play(tick)
-            self._display.night(number, len(script), outcome, self.fleet.totals())
+            totals = self.fleet.totals()
+            self._display.night(
+                number,
+                len(script),
+                night=outcome.night + 1,
+                version=outcome.version,
+                accepted=totals.accepted,
+                refused=sum(totals.refused.values()),
+            )
         self._display.end_nights()
         return self.fleet.totals()
 
