@@ -6,6 +6,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
 
@@ -56,14 +58,27 @@ def in_invented_words(text: str) -> str:
 
 
 @pytest.fixture(params=[pytest.param("mosquitto", marks=pytest.mark.needs_mosquitto), "iotcore"])
-def broker_url(request, tmp_path):
+def kind(request):
     if request.param == "mosquitto" and find_mosquitto() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("mosquitto is missing: apt-get install mosquitto")
         pytest.skip("mosquitto is missing: apt-get install mosquitto")
-    handle = start_broker("", tmp_path / "broker", say=lambda text: None, prefer=request.param)
-    yield handle.url
-    handle.stop()
+    return request.param
+
+
+@contextmanager
+def running_broker(kind: str, folder: Path) -> Iterator[str]:
+    handle = start_broker("", folder, say=lambda text: None, prefer=kind)
+    try:
+        yield handle.url
+    finally:
+        handle.stop()
+
+
+@pytest.fixture
+def broker_url(kind, tmp_path):
+    with running_broker(kind, tmp_path / "broker") as url:
+        yield url
 
 
 def first_midnight() -> int:
@@ -74,9 +89,9 @@ def fleet(home: Path, broker_url: str, seed: int = 3) -> Fleet:
     return Fleet(home, BUNDLE, SETTINGS, seed=seed, now=first_midnight() - 3600, processes=2, broker_url=broker_url)
 
 
-def tell(home: Path, broker_url: str, seed: int) -> tuple[str, dict[str, int], dict[str, int], Counter[str]]:
+def tell(home: Path, kind: str, seed: int) -> tuple[str, dict[str, int], dict[str, int], Counter[str]]:
     """Play five nights; return the hash of the last model, staleness, refusals, and states of the update rows."""
-    with fleet(home, broker_url, seed) as some:
+    with running_broker(kind, home / "broker") as url, fleet(home, url, seed) as some:
         some.move_in(people()[:DEVICES])
         for tick in play_nights(seed, devices=DEVICES, nights=5, visits_a_tick=6, first_midnight=first_midnight()):
             some.play(tick)
@@ -95,10 +110,10 @@ def tell(home: Path, broker_url: str, seed: int) -> tuple[str, dict[str, int], d
     return sha256, totals.staleness, totals.refused, counted
 
 
-def test_one_seed_gives_one_model_on_any_broker_and_every_update_is_counted_once(tmp_path, broker_url):
-    sha256, staleness, refused, rows = tell(tmp_path / "a", broker_url, 3)
-    again, *_ = tell(tmp_path / "b", broker_url, 3)
-    other, *_ = tell(tmp_path / "c", broker_url, 4)
+def test_one_seed_gives_one_model_on_any_broker_and_every_update_is_counted_once(tmp_path, kind):
+    sha256, staleness, refused, rows = tell(tmp_path / "a", kind, 3)
+    again, *_ = tell(tmp_path / "b", kind, 3)
+    other, *_ = tell(tmp_path / "c", kind, 4)
     assert sha256 == again
     assert sha256 != other
     assert sum(staleness.values()) == rows["accepted"] > 15
