@@ -179,9 +179,10 @@ class Worker:
                 continue
             was_sending = device.phase is Phase.SENDING
             # Who asked is answered. A device whose old lease is over asks now, and is answered on another night.
-            waits = device.asked or device.phase is Phase.CHECKING_IN
-            settled = (lambda d: d.phase is not Phase.CHECKING_IN) if waits else (lambda d: True)
-            report = self._turn_until(device, settled)
+            if device.asked or device.phase is Phase.CHECKING_IN:
+                report = self._turn_until(device, lambda d: d.phase is not Phase.CHECKING_IN)
+            else:
+                report = self._turn(device, 0.0)
             if report is None:
                 killed += 1
                 continue
