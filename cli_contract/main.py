@@ -29,6 +29,8 @@ def run_command(build: Callable[[], Parser], arguments: Sequence[str] | None = N
             parser.print_help(sys.stdout)
             return ExitCode.USAGE
         command = parsed.command_path
+        # What was parsed decides; the early guess serves usage errors only.
+        as_json = getattr(parsed, "output_format", "json" if as_json else "table") == "json"
         result = run(parsed)
         if isinstance(result, Result):
             print_result(command, result, as_json=as_json)

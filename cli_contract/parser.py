@@ -88,7 +88,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
     """Whether the caller asked for JSON, found before parsing so that even a usage error can be told as JSON."""
     words = list(arguments)
     return "--json" in words or any(
-        word in ("-ojson", "--output-format=json")
+        word in ("-ojson", "-o=json", "--output-format=json")
         or (word in ("-o", "--output-format") and words[i + 1 : i + 2] == ["json"])
         for i, word in enumerate(words)
     )

@@ -33,9 +33,14 @@ class Result:
     exit_code: ExitCode = field(default=ExitCode.OK)
 
 
+def plain(value: object) -> str:
+    """Return `value` as text that cannot steer a terminal: control characters stand as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Return left-aligned columns with a header in capitals, no boxes, never cut (numbers align right)."""
-    text = [[str(cell) for cell in row] for row in rows]
+    text = [[plain(cell) for cell in row] for row in rows]
     columns = [[name.upper() for name in header], *text]
     widths = [max(len(row[i]) for row in columns) for i in range(len(header))]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
@@ -55,7 +60,7 @@ def describe(data: Mapping[str, object]) -> str:
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
         elif isinstance(value, list | tuple):
             value = f"{len(value)} entries" if value and isinstance(value[0], Mapping) else ", ".join(map(str, value))
-        lines.append(f"{key.replace('_', ' ').ljust(width)}  {value}".rstrip())
+        lines.append(f"{key.replace('_', ' ').ljust(width)}  {plain(value)}".rstrip())
     return "\n".join(lines)
 
 

@@ -4,9 +4,10 @@ The one difference from `cloud-aggregator serve` is who calls `turn`: there a lo
 messages have all arrived; so one seed gives one model, whatever the order in which the broker delivered.
 """
 
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,8 +106,17 @@ class AggregatorHost:
             time.sleep(0.003)
 
     def turn(self) -> TurnReport:
-        """Let the aggregator make its pass at the virtual time, again while a pass was full."""
+        """Let the aggregator make its pass at the virtual time."""
         return self.service.turn(self._clock.now())
+
+    def count_accepted(self) -> tuple[int, int]:
+        """Return how many committed rows are accepted updates, and how many different leases they answer."""
+        path = next(self._data.glob("*.db"))
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            row = connection.execute(
+                "SELECT count(*), count(DISTINCT device || lease) FROM updates WHERE verdict = 'accepted'"
+            ).fetchone()
+        return int(row[0]), int(row[1])
 
     def write_refresh(self, folder: Path) -> int:
         """Write the released version as a bundle folder; return its number."""

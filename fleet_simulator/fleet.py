@@ -52,6 +52,10 @@ Answer = TypeVar("Answer", bound=Reply)
 WALL_CLOCK_TURN_S = 0.1
 
 
+class CountedWrong(Exception):  # noqa: N818
+    """The rows of the aggregator do not hold what was counted on the way."""
+
+
 @dataclass(frozen=True, slots=True)
 class TickOutcome:
     """What one tick brought."""
@@ -66,9 +70,14 @@ class TickOutcome:
 
 @dataclass(frozen=True, slots=True)
 class FleetTotals:
-    """What the nights brought until now; `bytes_up` is the median of what an update's messages weigh."""
+    """What the nights brought until now.
+
+    `applied` are the accepted updates that a step has used (the rest waits in the buffer), `versions` the versions that
+    steps made, `bytes_up` the median of what an update's messages weigh.
+    """
 
     accepted: int
+    applied: int
     staleness: dict[str, int]
     refused: dict[str, int]
     stayed_away: dict[str, int]
@@ -169,6 +178,8 @@ class Fleet:
         self._worked: Counter[str] = Counter()
         self._bytes_up: list[int] = []
         self._version = 1
+        self._steps = 0
+        self._applied = 0
         self._released: list[int] = []
         self.runtime = ""
 
@@ -252,6 +263,8 @@ class Fleet:
         self._refused.update({name: count for name, count in report.verdicts.items() if name != "accepted"})
         for _, version in report.steps:
             self._version = version
+        self._steps += len(report.steps)
+        self._applied += getattr(report, "applied", 0)
         self._released += [version for _, version in report.released]
         return len(report.steps)
 
@@ -271,6 +284,7 @@ class Fleet:
         """Return what the nights brought until now."""
         return FleetTotals(
             accepted=sum(self._staleness.values()),
+            applied=self._applied,
             staleness=dict(sorted(self._staleness.items())),
             refused=dict(self._refused),
             stayed_away=dict(self._reasons),
@@ -279,9 +293,19 @@ class Fleet:
             interrupted=self._worked["interrupted"],
             resumed=self._worked["resumed"],
             killed=self._worked["killed"],
-            versions=self._version,
+            versions=self._steps,
             bytes_up=round(median(self._bytes_up)) if self._bytes_up else 0,
         )
+
+    def check_counts(self) -> None:
+        """Hold what was counted against the committed rows: each lease accepted once at most, and none besides.
+
+        Raises `CountedWrong`.
+        """
+        rows, leases = self.host.count_accepted()
+        accepted = sum(self._staleness.values())
+        if not rows == leases == accepted:
+            raise CountedWrong(f"{accepted} updates were accepted, the rows hold {rows} of {leases} leases")
 
     def score(self, persons: Sequence[HeldOutPerson], words_a_person: int) -> Scored:
         """Score held-out people with the first version, the released one, and their own copies of it."""

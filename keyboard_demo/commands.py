@@ -125,10 +125,14 @@ def people(split: "Split", part: str, output: Path) -> Result:
             "the corpus chitchat-dataset is not installed", exit_code=ExitCode.REFUSED, code="NOT_INSTALLED",
             hint="pip install 'edge-federation[demo]'",
         ) from e  # fmt: skip
-    with output.open("w", encoding="utf-8") as file:
-        for person in persons:
-            head, tail = person.head_and_tail()
-            texts = {"head": head, "tail": tail, "all": head + tail}[part]
-            file.write(json.dumps({"user": person.user, "messages": texts}) + "\n")
+    lines = []
+    for person in persons:
+        head, tail = person.head_and_tail()
+        texts = {"head": head, "tail": tail, "all": head + tail}[part]
+        lines.append(json.dumps({"user": person.user, "messages": texts}) + "\n")
+    try:
+        output.write_text("".join(lines), encoding="utf-8")
+    except OSError as e:
+        raise CommandError(f"{output}: cannot be written: {e.strerror}", code="NOT_WRITTEN") from e
     words = sum(person.words for person in persons)
     return Result({"split": split, "part": part, "persons": len(persons), "words": words, "output": str(output)})

@@ -5,6 +5,7 @@ night (`train_now`) plays the sensors as idle, charging, unmetered and cool, thr
 read, and says so; check-in, training, update and receipt are real.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,7 +31,6 @@ from wire_contract.vocabulary import Vocabulary
 # The person asked for it now: night is always. Everything else must hold.
 POLICY = PolicySettings(profile="battery", night_start="00:00", night_end="00:00")
 ANSWER_TIMEOUT_S = 10.0
-TURNS = 8
 
 
 class NoModel(Exception):  # noqa: N818
@@ -120,24 +120,26 @@ class PersonalDevice:
         self._reload()
 
     def _contribute(self) -> Iterator[str]:
-        for _ in range(TURNS):
-            report = self.agent.turn(ANSWER_TIMEOUT_S)
+        end = time.monotonic() + ANSWER_TIMEOUT_S
+        while time.monotonic() < end:
+            report = self.agent.turn(ANSWER_TIMEOUT_S / 4)
             if report.checked_in:
                 yield "checked in"
             if report.turned_away:
                 yield f"turned away: {report.turned_away}"
             if report.training_steps:
                 yield f"trained {report.training_steps} steps on this device"
+                end = time.monotonic() + ANSWER_TIMEOUT_S
             if report.update_sent:
                 yield f"update sent, sealed: {report.bytes_up:,} bytes, no text in it"
             for verdict in report.receipts:
                 yield f"receipt: {verdict}"
-            if report.refused:
-                yield f"not done: {', '.join(report.refused)}"
-            if report.receipts or report.turned_away or not report.connected:
-                break
-        if not report.connected:
-            yield f"no contribution tonight: {report.reason if not report.refused else 'the fleet is not reachable'}"
+            if report.receipts or report.turned_away:
+                return
+            if not report.connected:
+                yield f"no contribution tonight: {', '.join(report.refused) or report.reason}"
+                return
+        yield "no contribution tonight: no answer came; what was trained waits here for another night"
 
     def _personalize(self) -> Iterator[str]:
         held = self._held()

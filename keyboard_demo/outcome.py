@@ -16,12 +16,13 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The numbers of one story. Recalls are percent of held-out words; bytes are medians over updates; `seconds` is
-    wall time from the first export to the last score."""
+    wall time from the first export to the last score. `updates_waiting` were accepted and wait in the buffer."""
 
     seed: int
     devices: int
     nights: int
     updates_applied: int
+    updates_waiting: int
     updates_by_staleness: dict[str, int]
     refused: dict[str, int]
     stayed_away: dict[str, int]
@@ -80,7 +81,7 @@ def screen(outcome: Outcome, sentence: tuple[Place, ...], commands: tuple[tuple[
         "REFUSED    " + (", ".join(f"{name} {count}" for name, count in sorted(o.refused.items())) or "none"),
         "STAYED     "
         + (", ".join(f"{count} {reason}" for reason, count in sorted(o.stayed_away.items())) or "nobody stayed away"),
-        f"           {o.interrupted} interrupted, {o.resumed} resumed, {o.killed} killed; nothing counted twice",
+        f"           {o.interrupted} interrupted, {o.resumed} resumed, {o.killed} killed; each counted once",
         f"MODEL      {o.model_hash}",
         "",
         "Next:",
@@ -100,8 +101,12 @@ def _sentence(sentence: tuple[Place, ...]) -> list[str]:
     for row in sentence:
         shown = row.typed if len(row.typed) <= typed else "…" + row.typed[1 - typed :]
         first, last = (", ".join(f"{w}*" if w == row.came else w for w in words) for words in (row.first, row.last))
-        lines.append(f"  {shown.ljust(typed)}  {first.ljust(22)}  {last}".rstrip())
+        lines.append(f"  {shown.ljust(typed)}  {_cut(first, 22).ljust(22)}  {_cut(last, 24)}".rstrip())
     return [*lines, ""]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _histogram(title: str, counts: dict[str, int]) -> list[str]:

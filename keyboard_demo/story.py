@@ -19,7 +19,7 @@ from cloud_aggregator.config import PaceSettings, PopulationSettings, ReleaseSet
 from cloud_aggregator.server_optimizer import OptimizerSettings
 from fleet_simulator.aggregator_host import ArrivalTimeout
 from fleet_simulator.control import HeldOutPerson, WorkerDied
-from fleet_simulator.fleet import Fleet, FleetTotals
+from fleet_simulator.fleet import CountedWrong, Fleet, FleetTotals
 from fleet_simulator.nights import DAY_S, TICK_HOURS, play_nights
 from keyboard_demo.display import PLAYED, Display
 from keyboard_demo.outcome import Outcome, Place, screen
@@ -190,8 +190,8 @@ class Story:
         """Let the nights go by, release, score; return what was found. Raises `CommandError`."""
         try:
             return self._tell()
-        except WorkerDied as e:
-            raise CommandError(f"a device process failed: {e}", code="DEVICE_PROCESS_FAILED") from e
+        except (WorkerDied, CountedWrong) as e:
+            raise CommandError(f"the fleet failed: {e}", code="FLEET_FAILED") from e
         except ArrivalTimeout as e:
             raise CommandError(str(e), exit_code=ExitCode.TIMEOUT, code="NOT_ARRIVED") from e
 
@@ -204,6 +204,7 @@ class Story:
             f"{words:,} words on them"
         )
         self._play()
+        self.fleet.check_counts()
         version = self.fleet.release()
         display.say(f"version {version} released to keyboards; now people whom nobody trained on type")
         scored = self.fleet.score(self._held_out, WORDS_A_PERSON)
@@ -214,7 +215,8 @@ class Story:
             seed=settings.seed,
             devices=settings.devices,
             nights=settings.nights,
-            updates_applied=totals.accepted,
+            updates_applied=totals.applied,
+            updates_waiting=totals.accepted - totals.applied,
             updates_by_staleness=totals.staleness,
             refused=totals.refused,
             stayed_away=totals.stayed_away,

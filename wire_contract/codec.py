@@ -33,6 +33,8 @@ ENTROPY_NAMES: Final = {code: name for name, code in ENTROPY_CODES.items()}
 MAX_VALUES: Final = 1 << 27
 MAX_KEPT: Final = 1 << 22
 LEVELS: Final = 8
+# Below this the float32 scale of many values could become 0, which no decoder takes.
+SMALLEST_CLIP_NORM: Final = 1e-6
 
 _HEADER = struct.Struct("<4sBBBBIIfI")
 _MAX_GAP_BYTES = 4
@@ -143,11 +145,11 @@ def encode(
     """Compress one model delta for the wire.
 
     Use it once for each finished local training. `delta` and `residual` are float32 vectors of n values in layout
-    order (`residual` None on a new layout); `kept` is k, 1 <= k <= n; `clip_norm` is C > 0, the L2 bound of what is
+    order (`residual` None on a new layout); `kept` is k, 1 <= k <= n; `clip_norm` is C >= 1e-6, the L2 bound of what is
     sent and of what is kept back. Raises `Malformed` if a value is not finite or an argument is out of range.
     """
-    if clip_norm <= 0 or not np.isfinite(clip_norm):
-        raise Malformed(f"a clip norm is positive and finite, got {clip_norm}")
+    if not (np.isfinite(clip_norm) and clip_norm >= SMALLEST_CLIP_NORM):
+        raise Malformed(f"a clip norm is finite and at least {SMALLEST_CLIP_NORM}, got {clip_norm}")
     if not 1 <= kept <= min(len(delta), MAX_KEPT) or len(delta) > MAX_VALUES:
         raise Malformed(f"1 <= k <= n <= {MAX_VALUES}, got k={kept}, n={len(delta)}")
     if entropy not in ENTROPY_CODES:

@@ -13,6 +13,7 @@ This module imports no numpy, so that the idle supervisor stays small.
 
 import hashlib
 import math
+import re
 from typing import Literal
 
 import msgspec
@@ -23,6 +24,9 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 32_768
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 MAX_PARAMETERS = 1 << 27
+MAX_URL_CHARACTERS = 500
+
+_URL = re.compile(r"(?:https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?)?(?:/[!-~]*)?")
 
 
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +208,8 @@ def check_manifest(manifest: Manifest) -> None:
         position = stop
     for train_input in manifest.train_inputs:
         _check_train_input(train_input, {tensor.name: tensor.shape for tensor in manifest.tensors})
+    _check_url("url", manifest.url)
+    _check_url("vocabulary_url", manifest.vocabulary_url)
     for name, spec in manifest.signatures.items():
         if not (1 <= spec.batch <= 4096 and 1 <= spec.length <= 4096 and 0 <= spec.candidates <= 65_536):
             raise Malformed(f"a signature has 1 to 4096 rows and tokens, got {name}: {spec.batch} x {spec.length}")
@@ -221,15 +227,31 @@ def _check_tensor(tensor: TensorEntry) -> None:
 
 
 def _check_train_input(train_input: TrainInput, shapes: dict[str, tuple[int, ...]]) -> None:
+    rank = len(train_input.shape)
+    if not 1 <= rank <= 4 or any(n < 1 for n in train_input.shape) or math.prod(train_input.shape) > MAX_PARAMETERS:
+        raise Malformed(f"a train input has at most {MAX_PARAMETERS} values, got {train_input.shape}")
+    if not train_input.parts:
+        raise Malformed(f"a train input has parts, got none for {train_input.name}")
     column = 0
     for part in train_input.parts:
         shape = shapes.get(part.tensor)
         if shape is None:
             raise Malformed(f"a train input is made of the manifest's tensors, got {part.tensor!r}")
-        width = shape[1] if len(shape) == 2 and len(train_input.shape) == 2 else 1
-        fits = shape == train_input.shape or (len(train_input.shape) == 2 and shape[0] == train_input.shape[0])
-        if part.start < column or (shape != train_input.shape and part.stop - part.start != width) or not fits:
+        if len(train_input.parts) == 1 and shape == train_input.shape:
+            whole = (0, shape[1] if rank == 2 else 1)
+            if (part.start, part.stop) != whole:
+                raise Malformed(f"a part lies inside its columns, got {part.tensor} at {part.start}..{part.stop}")
+            return
+        width = shape[1] if len(shape) == 2 else 1
+        fits = rank == 2 and len(shape) <= 2 and shape[0] == train_input.shape[0]
+        if not fits or part.start < column or part.stop - part.start != width:
             raise Malformed(f"parts lie side by side and fit, got {part.tensor} at {part.start}..{part.stop}")
         column = part.stop
-    if not train_input.parts or (len(train_input.shape) == 2 and column > train_input.shape[1]):
-        raise Malformed(f"a train input has parts inside its columns, got {train_input.name}")
+    if column > train_input.shape[1]:
+        raise Malformed(f"a part lies inside its columns, got {train_input.name}")
+
+
+def _check_url(name: str, url: str) -> None:
+    """Only plain ASCII without spaces, at most 500 characters, a path or http(s): it goes into a request as it is."""
+    if len(url) > MAX_URL_CHARACTERS or not _URL.fullmatch(url):
+        raise Malformed(f"{name} is a path or an http(s) address in plain ASCII, got {url[:80]!r}")

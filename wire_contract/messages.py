@@ -19,17 +19,19 @@ MAX_MESSAGE_BYTES = 96 * 1024
 MAX_CHUNK_BYTES = 48 * 1024
 MAX_UPDATE_BYTES = 8 * 1024 * 1024
 
-Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
-Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-Hex64 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,39}$")]
+Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\Z")]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-Capability = Annotated[str, msgspec.Meta(pattern="^[a-z]+:[a-z0-9_-]{1,40}$")]
+Capability = Annotated[str, msgspec.Meta(pattern=r"^[a-z]+:[a-z0-9_-]{1,40}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=400)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+ChunkIndex = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Version = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
+ClipNorm = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -61,7 +63,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     epochs: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     learning_rate: Positive = 1.0
     dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.2
-    clip_norm: Positive = 10.0
+    clip_norm: ClipNorm = 10.0
     weight_rule: Literal["uniform", "examples"] = "examples"
     example_cap: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 80
     minimum_examples: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 1
@@ -164,7 +166,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
     """Piece `index` of an update's sealed bytes; integrity comes from the hash in the signed `UpdateInit`."""
 
     update_id: Hex32
-    index: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+    index: ChunkIndex
     data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CHUNK_BYTES)]
 
 
@@ -181,7 +183,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag="receipt"):
     verdict: Text
     reason: Text
     staleness: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
-    missing: Annotated[tuple[int, ...], msgspec.Meta(max_length=4096)] = ()
+    missing: Annotated[tuple[ChunkIndex, ...], msgspec.Meta(max_length=4096)] = ()
     init_missing: bool = False
     issued_at: Seconds
 

@@ -2,8 +2,8 @@
 
 Exporter and device must cut text alike, byte for byte: the exporter counts words to make the vocabulary, the device
 turns what is typed into ids of the same vocabulary. The rules:
-- lower case; e-mail addresses and URLs are removed before anything else sees the text;
-- a word is `[a-z]+(?:'[a-z]+)*`; a number is the token `<num>`, its digits are gone;
+- lower case; e-mail addresses, mentions and URLs are removed before anything else sees the text;
+- a word is `[a-z]+(?:'[a-z]+)*`; a number, and any word with a digit in it, is the token `<num>`: the rest is gone;
 - a sentence ends at `.`, `!`, `?` or a line break; punctuation is no token and is never predicted;
 - the first four ids are `<pad>`, `<s>` (start of a sentence), `<unk>` and `<num>`; none of them is ever suggested.
 """
@@ -21,16 +21,42 @@ MAX_WORDS = 65_536
 MAX_FILE_BYTES = 2_097_152
 MAX_WORD_CHARACTERS = 40
 
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_URL = re.compile(r"(?:https?://|www\.)\S+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io|co|uk|de)\b(?:/\S*)?")
+_CHUNK = re.compile(r"\S+")
+_EDGE = "\"'`()[]{}<>,;!?*_~…"
+_HOST = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63})+\.?(?P<rest>[:/?#].*)?", re.DOTALL)
+# Endings that are taken for a host's even without a path: every two-letter one, and these.
+_TOP_LEVEL = frozenset(
+    ("com", "org", "net", "edu", "gov", "mil", "int", "info", "biz", "name", "app", "dev", "xyz", "site", "online",
+     "shop", "blog", "cloud", "tech")
+)  # fmt: skip
 _SENTENCE_END = re.compile(r"[.!?\n]+")
-_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)*|\d+(?:[.,:]\d+)*")
+# A number with separators, or a run of letters, digits and apostrophes; both are matched in linear time.
+_RUN = re.compile(r"[0-9]+(?:[.,:][0-9]+)+|[a-z0-9']+")
+_DIGIT = re.compile(r"[0-9]")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 
 
 def remove_identifiers(text: str) -> str:
-    """Return `text` without e-mail addresses and URLs; call it before text is stored, shown or counted."""
-    return _URL.sub(" ", _EMAIL.sub(" ", text))
+    """Return `text` without e-mail addresses, mentions and URLs; call it before text is stored, shown or counted.
+
+    Whole chunks between spaces are judged, in linear time: one goes if it holds `@` or `://`, begins with `www.`, or is
+    a dotted host with a path, a port or a top-level ending (`bit.ly/x`, `secret.fr`). Two words with a forgotten space
+    after a full stop (`ok.then`) stay; a few such pairs that look like a host (`yes.it`) are lost, which harms nobody.
+    """
+    return _CHUNK.sub(lambda found: " " if _is_identifier(found.group()) else found.group(), text)
+
+
+def _is_identifier(chunk: str) -> bool:
+    if "@" in chunk or "://" in chunk:
+        return True
+    bare = chunk.strip(_EDGE)
+    host = _HOST.fullmatch(bare) if "." in bare else None
+    if host is None:
+        return bare.startswith("www.")
+    if host["rest"] or bare.startswith("www."):
+        return True
+    ending = bare.rstrip(".").rsplit(".", 1)[1]
+    return ending in _TOP_LEVEL or (len(ending) == 2 and ending.isalpha())
 
 
 def split_sentences(text: str) -> list[list[str]]:
@@ -38,7 +64,10 @@ def split_sentences(text: str) -> list[list[str]]:
     lowered = remove_identifiers(text.lower().replace("’", "'"))
     sentences = []
     for part in _SENTENCE_END.split(lowered):
-        tokens = ["<num>" if token[0].isdigit() else token for token in _TOKEN.findall(part)]
+        tokens: list[str] = []
+        for run in _RUN.findall(part):
+            # A run with a digit is one `<num>`, letters and all: `summer2019` may be somebody's password.
+            tokens += ["<num>"] if _DIGIT.search(run) else _WORD.findall(run)
         if tokens:
             sentences.append(tokens)
     return sentences

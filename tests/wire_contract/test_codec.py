@@ -101,6 +101,19 @@ def test_a_delta_that_is_not_finite_is_refused(bad):
         encode(vector, kept=10)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, 1e-45, 1e-7, np.nan, np.inf])
+def test_a_clip_norm_that_no_scale_can_meet_is_refused(clip_norm):
+    with pytest.raises(Malformed, match="clip norm"):
+        encode(heavy_tailed(6, 100), kept=10, clip_norm=clip_norm)
+
+
+@given(st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_the_smallest_clip_norm_still_gives_an_update_that_decodes(kept):
+    update = encode(heavy_tailed(6, 300) * 1e6, kept=kept, clip_norm=codec.SMALLEST_CLIP_NORM)
+    assert 0 < codec.decode(update.data, size=300).norm() <= codec.SMALLEST_CLIP_NORM
+
+
 def test_an_unknown_entropy_stage_is_refused_by_name():
     with pytest.raises(Unsupported, match="brotli"):
         encode(heavy_tailed(6, 100), kept=10, entropy="brotli")

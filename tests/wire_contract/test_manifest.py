@@ -24,6 +24,10 @@ def test_a_newer_field_is_ignored_and_a_newer_format_is_unsupported():
         decode_manifest(msgspec.msgpack.encode({**tree, "format": 2}))
 
 
+ROWS = (Part(tensor="rows", start=0, stop=4),)
+BIAS = (Part(tensor="bias", start=0, stop=1),)
+
+
 def changed(**fields):
     return msgspec.structs.replace(MANIFEST, **fields)
 
@@ -53,6 +57,12 @@ def tensor(index: int, **fields):
         (tensor(1, offsets=MANIFEST.tensors[0].offsets), "apart"),
         (tensor(2, transposed=True), "matrix"),
         (changed(train_inputs=(TrainInput(name="a", shape=(6, 4), parts=()),)), "parts"),
+        (changed(train_inputs=(TrainInput(name="a", shape=(6, 1 << 40), parts=ROWS),)), "at most"),
+        (changed(train_inputs=(TrainInput(name="a", shape=(6,), parts=(*BIAS, *BIAS)),)), "side by side"),
+        (changed(url="http://[x"), "url"),
+        (changed(url="http://höst/x"), "url"),
+        (changed(vocabulary_url="/a b"), "vocabulary_url"),
+        (changed(vocabulary_url="file:///etc/passwd"), "vocabulary_url"),
         (
             changed(train_inputs=(TrainInput(name="a", shape=(6, 4), parts=(Part(tensor="ghost", start=0, stop=4),)),)),
             "ghost",

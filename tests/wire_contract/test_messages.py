@@ -45,14 +45,22 @@ def test_an_unknown_type_is_unsupported_and_a_missing_field_malformed():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("device", "A" * 32), ("device", "a/b"), ("population", "a/+"), ("sent_at", -1), ("held_version", 1 << 40),
-     ("capabilities", ["codec:topk4"] * 65), ("capabilities", ["x" * 100])],
+    [("device", "a" * 32 + "\n"), ("population", "a\n"), ("device", "A" * 32), ("device", "a/b"), ("population", "a/+"),
+     ("sent_at", -1), ("held_version", 1 << 40), ("capabilities", ["codec:topk4"] * 65), ("capabilities", ["x" * 100])],
 )  # fmt: skip
 def test_a_field_out_of_its_range_is_malformed(field, value):
     tree = msgspec.msgpack.decode(messages.encode_message(MESSAGES[0]))
     tree[field] = value
     with pytest.raises(Malformed):
         messages.decode_message(msgspec.msgpack.encode(tree), messages.CheckIn)
+
+
+@pytest.mark.parametrize("missing", [[-1], [65_536], [0] * 5000])
+def test_a_receipt_asks_only_for_chunks_that_can_exist(missing):
+    receipt = next(message for message in MESSAGES if isinstance(message, messages.Receipt))
+    tree = {**msgspec.msgpack.decode(messages.encode_message(receipt)), "missing": missing}
+    with pytest.raises(Malformed):
+        messages.decode_message(msgspec.msgpack.encode(tree), messages.Receipt)
 
 
 def test_an_oversized_message_is_refused_before_it_is_read():

@@ -21,6 +21,34 @@ def test_addresses_are_gone_before_anything_is_counted():
     assert split_sentences(left) == [["write", "to", "or", "see", "or", "or", "ok"]]
 
 
+@pytest.mark.parametrize(
+    "secret",
+    ["bit.ly/summer-party", "secret.fr/home/party", "example.co.jp/secret/home", "ftp://home.lan/secret", "summer@home",
+     "jane%summer@x.com", "(www.secret.shop)", "https://[::1]/home", "home.example.org:8080", "@janesummer",
+     "secret.fr.", "mailto:jane@summer"],
+)  # fmt: skip
+def test_no_part_of_an_address_is_left(secret):
+    assert split_sentences(f"see {secret} soon") == [["see", "soon"]]
+
+
+def test_a_forgotten_space_after_a_full_stop_is_no_address():
+    assert split_sentences("ok.then we go") == [["ok"], ["then", "we", "go"]]
+
+
+def test_a_word_with_a_digit_in_it_is_a_number_whole():
+    assert split_sentences("summer2019 and 3pm, hunter2's 1,200 or x2y") == [
+        ["<num>", "and", "<num>", "<num>", "<num>", "or", "<num>"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "a-", "a.", "a''", "'", "1", "1,,", "1.", "a1", "@", "www.", "a.b/", "(((", "a:"]
+)
+def test_a_pasted_blob_is_cut_in_linear_steps(part):
+    # A quadratic pattern takes minutes at this length; the suite's own limit would end it.
+    split_sentences(part * 200_000)
+
+
 def test_a_word_outside_the_vocabulary_becomes_unknown():
     assert SMALL.encode_text("The dog sat 12") == [START, 4, UNKNOWN, 7, NUMBER]
 

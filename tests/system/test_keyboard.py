@@ -1,0 +1,100 @@
+"""The person's keyboard on a real device: it learns offline, and a night on request contributes and personalizes."""
+
+import time
+
+import pytest
+
+from edge_runtime import identity
+from edge_runtime.adapters import enrolment
+from edge_runtime.agent import Agent
+from fleet_simulator.fleet import Fleet
+from fleet_simulator.nights import DAY_S
+from keyboard_demo.device import NoModel, open_personal
+from keyboard_demo.keyboard import Typing, suggest
+from tests.system.test_fleet import BUNDLE, SETTINGS, WORDS, people
+
+
+@pytest.fixture
+def fleet_and_home(tmp_path):
+    now = int(time.time()) - DAY_S
+    with Fleet(tmp_path / "fleet", BUNDLE, SETTINGS, seed=1, now=now, processes=1) as fleet:
+        home = tmp_path / "keyboard"
+        home.mkdir(mode=0o700)
+        me = identity.load_or_make(home, identity.system_entropy)
+        token = fleet.host.service.mint_token(fleet.host.population, "keyboard", time.time())
+        _, signed = enrolment.enrol(
+            fleet.host.http.url, me, token=token, population=fleet.host.population, label="keyboard"
+        )
+        identity.save_enrolled(home, signed)
+        yield fleet, home
+
+
+def test_a_keyboard_without_a_model_says_what_to_do(fleet_and_home):
+    _, home = fleet_and_home
+    with pytest.raises(NoModel, match="edge-runtime run"):
+        open_personal(home)
+
+
+def test_a_night_on_request_contributes_once_and_makes_a_personal_copy(fleet_and_home):
+    fleet, home = fleet_and_home
+    with fleet.on_wall_clock():
+        fetch_model(home)
+        device = open_personal(home)
+        try:
+            before = suggest(Typing(text=f"{WORDS.words[10]} "), device.vocabulary, device.predict).strip
+            assert len(set(before)) == 3
+            for text in people()[0][:60]:
+                device.learn(text)
+            said = "\n".join(device.train_now())
+        finally:
+            device.close()
+    assert "sensors played" in said
+    assert "checked in" in said
+    assert "update sent, sealed" in said
+    assert "receipt: accepted" in said
+    assert "nats a word" in said
+    assert fleet.host.count_accepted() == (1, 1)
+
+
+def test_suggestions_and_learning_need_no_network(fleet_and_home):
+    fleet, home = fleet_and_home
+    with fleet.on_wall_clock():
+        fetch_model(home)
+    fleet.__exit__(None, None, None)
+    device = open_personal(home)
+    try:
+        word = WORDS.words[40]
+        for _ in range(6):
+            assert "kept on this device" in device.learn(f"{WORDS.words[30]} {word}")
+        strip = suggest(Typing(text=f"{WORDS.words[30]} "), device.vocabulary, device.predict).strip
+        assert word in strip
+        said = "\n".join(device.train_now())
+        assert "no contribution tonight" in said
+    finally:
+        device.close()
+
+
+def fetch_model(home):
+    """Let an agent fetch the first refresh, as `edge-runtime enrol` does."""
+    from edge_runtime.config import Settings
+    from edge_runtime.wiring import real_ports
+
+    settings = Settings(population=identity.load_enrolled(home).population)
+    agent = Agent(home, settings, real_ports(home, settings))
+    agent.fetch_refresh()
+    agent.close()
+
+
+def test_a_fleet_that_does_not_answer_is_told_and_what_was_typed_stays(fleet_and_home):
+    fleet, home = fleet_and_home
+    with fleet.on_wall_clock():
+        fetch_model(home)
+    device = open_personal(home)
+    try:
+        for text in people()[1][:20]:
+            device.learn(text)
+        words = device.agent.examples.count_words()
+        assert "no answer came" in "\n".join(device.train_now())
+        assert device.agent.examples.count_words() == words > 0
+    finally:
+        device.close()
