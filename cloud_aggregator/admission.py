@@ -2,19 +2,20 @@
 
 The rules, cheap checks first, nothing of the update is believed before its check:
  at the door, when the init arrives (`open_init`)
-  unknown_device  no such device, or revoked
-  bad_signature   not signed by the device for this topic
-  malformed       init or header break the contract, or their ids differ from the topic's
+  (a device without a key here, `unknown_device`, and bytes that its key did not sign, `bad_signature`, are events:
+  they get neither a verdict nor a receipt, for the id that they name may be a real update's; so is `unknown_lease`)
+  malformed       the device signed it, but init or header break the contract, or their ids differ from the topic's
+  unknown_device  the device signed it and is revoked
  at the pass, when all chunks are there (`admit`)
   wrong_task      made for another population or task
-  unknown_lease   this device never had this lease, or it was for another base version
+  unknown_lease   the lease was for another base version
   wrong_layout    another layout fingerprint
   expired         after the lease's deadline and grace, or older than the maximum age by the aggregator's own clock
   stale           more than 3 steps behind: the device keeps the vector
   unsupported     a codec that the plan does not name
   bad_seal        does not open with the header's bytes
   malformed       does not decode to this model's size, finite, in range
-  norm_exceeded   the decoded vector is longer than the clip norm
+  norm_exceeded   the decoded vector is longer than the clip norm, or one value is above the buffer's bound
   accepted        weight = (1, or min(examples, cap) / cap) / sqrt(1 + staleness)
 `duplicate` and `conflict` (other bytes under one lease) come from what is stored, not from the bytes: see `ingest`.
 """
@@ -26,6 +27,7 @@ from typing import Final, Literal
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloud_aggregator import staleness as staleness_rule
+from cloud_aggregator.buffer import MAX_MAGNITUDE
 from cloud_aggregator.leases import Lease
 from wire_contract import codec, envelope
 from wire_contract.codec import SparseVector
@@ -90,14 +92,19 @@ def update_id_of(device: str, task: str, lease: str) -> str:
 
 
 def open_init(payload: bytes, topic: UpdateTopic, public_key: bytes | None) -> OpenedInit | Verdict:
-    """Read a signed init; `public_key` is the topic's device's, None if it is not enrolled. Never raises."""
+    """Read a signed init; `public_key` is the topic's device's, None if it is not enrolled. Never raises.
+
+    After `unknown_device` and `bad_signature` nothing of the init is the device's own (see `is_signed`).
+    """
     if public_key is None:
-        return Verdict("unknown_device", f"device {topic.device} is not enrolled here, or is revoked")
+        return Verdict("unknown_device", f"device {topic.device} is not enrolled here")
     try:
-        init = decode_message(envelope.verify(payload, "update", public_key), UpdateInit)
+        body = envelope.verify(payload, "update", public_key)
+    except ContractError as e:
+        return Verdict("bad_signature", str(e)[:300])
+    try:
+        init = decode_message(body, UpdateInit)
         header = decode_message(init.header, UpdateHeader)
-    except Untrusted as e:
-        return Verdict("bad_signature", str(e))
     except Unsupported as e:
         return Verdict("unsupported", str(e))
     except ContractError as e:
@@ -108,6 +115,11 @@ def open_init(payload: bytes, topic: UpdateTopic, public_key: bytes | None) -> O
     if not header.update_id == topic.update_id == wanted:
         return Verdict("malformed", f"an update of this lease has the id {wanted}, got {header.update_id}")
     return OpenedInit(init, header)
+
+
+def is_signed(refusal: Verdict) -> bool:
+    """Whether a refusal of `open_init` is of bytes that the topic's device signed, and so may be answered."""
+    return refusal.name not in ("unknown_device", "bad_signature")
 
 
 def update_weight(plan: Plan, examples: int, staleness: int) -> float:
@@ -143,6 +155,9 @@ def admit(
     # Written so that a NaN or an infinite norm fails it too.
     if not norm <= limit * (1.0 + NORM_SLACK):
         return Verdict("norm_exceeded", f"the clip norm is {limit}, the update's norm is {norm:.6g}", behind), None
+    peak = float(abs(vector.values).max()) if len(vector.values) else 0.0
+    if not peak <= MAX_MAGNITUDE:
+        return Verdict("norm_exceeded", f"a value lies within {MAX_MAGNITUDE}, the largest is {peak:.9g}", behind), None
     weight = update_weight(rules.plan, update.header.examples, behind)
     if weight <= 0.0:
         return Verdict("malformed", "an update is made of at least one example, got 0", behind), None

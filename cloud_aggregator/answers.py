@@ -1,9 +1,12 @@
 """Answers to check-ins and status queries: what goes down to one device, signed.
 
 The rules:
-- a check-in is verified here, not when it arrives; one dated a day or more off is turned away with that reason, so that
-  an old one cannot be played again later to hold a lease for a device that is not there;
+- a check-in dated a day or more off is turned away with that reason, so that an old one cannot be played again later to
+  hold a lease for a device that is not there;
 - a device that holds a live lease gets the same lease again (see `leases.is_offered_again`);
+- any other check-in before the retry window that the device was last told is turned away with that same window: by the
+  stored time, not the device's word. So no device answers more often than the pace allows, and asking early neither
+  moves the window nor anybody else's;
 - capabilities and examples are checked before a lease is spent;
 - the answer carries the check-in's nonce.
 """
@@ -20,6 +23,7 @@ from wire_contract import envelope
 from wire_contract.messages import (
     CheckIn,
     Receipt,
+    RetryWindow,
     TaskOffer,
     TaskReply,
     TurnedAway,
@@ -43,7 +47,7 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Load:
-    """Devices turned away in this pass: what the retry windows widen with."""
+    """Devices turned away in this pass that came when they were told: what the retry windows widen with."""
 
     turned_away: int = 0
 
@@ -52,16 +56,31 @@ def answer_check_in(
     records: Records, population: Population, device: DeviceRecord, check_in: CheckIn, keys: ServiceKeys, load: Load,
     now: int,
 ) -> TaskReply:  # fmt: skip
-    """Return the offer or the reason why there is no work now; a new lease is stored."""
+    """Return the offer or the reason why there is no work now; a new lease and the window told are stored."""
+    reply = _reply(records, population, device, check_in, keys, load, now)
+    records.set_retry(device.device, reply.retry.earliest, reply.retry.latest)
+    return reply
+
+
+def _reply(
+    records: Records, population: Population, device: DeviceRecord, check_in: CheckIn, keys: ServiceKeys, load: Load,
+    now: int,
+) -> TaskReply:  # fmt: skip
     settings, task = population.settings, population.record.task
+    current = population.registry.training
+    lease = records.live_lease(task, device.device)
+    again = lease is not None and is_offered_again(
+        lease, current_version=current.version, held_version=check_in.held_version, now=now
+    )
+    # A window that begins later than any that could have been told comes from a clock that was wrong then.
+    if not again and 0 < device.retry_earliest - now <= settings.pace.maximum_seconds:
+        reason = f"this device was told to ask again in {device.retry_earliest - now} s"
+        retry = RetryWindow(earliest=device.retry_earliest, latest=device.retry_latest)
+        return TurnedAway(device=device.device, nonce=check_in.nonce, reason=reason, issued_at=now, retry=retry)
     refusal = _cannot_take(population, check_in, now)
     if refusal:
         return _turn_away(population, check_in, refusal, load, now)
-    current = population.registry.training
-    lease = records.live_lease(task, device.device)
-    if lease is not None and not is_offered_again(
-        lease, current_version=current.version, held_version=check_in.held_version, now=now
-    ):
+    if lease is not None and not again:
         records.set_lease_state(lease.lease, "replaced" if now < lease.deadline else "expired")
         lease = None
     if lease is None:

@@ -80,7 +80,7 @@ def check_bundle(signed_manifest: bytes, manifest_key: bytes, model: bytes, voca
 def check_plan(plan: Plan, manifest: Manifest) -> None:
     """Raise `Refused` unless the model has the plan's train signature."""
     if plan.signature not in manifest.signatures:
-        raise Refused(f"the plan's signature is one of {sorted(manifest.signatures)}, got {plan.signature!r}")
+        raise Refused(f"plan.signature is one of {sorted(manifest.signatures)}, got {plan.signature!r}")
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -107,7 +107,14 @@ def _named(parser: Parser, noun: str) -> Parser:
 
 
 def _limit(parser: Parser) -> None:
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="show at most N, 0 for all (default: 20)")
+    parser.add_argument("--limit", type=_limit_of, default=20, metavar="N", help="at most N, 0 for all (default: 20)")
+
+
+def _limit_of(text: str) -> int:
+    limit = int(text) if text.isdecimal() else -1
+    if limit < 0:
+        raise argparse.ArgumentTypeError(f"a limit is 0 or more, got {text!r}")
+    return limit
 
 
 def _population(parser: Parser) -> None:

@@ -17,7 +17,8 @@ from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result, describe, table
 from cli_contract.settings import load_settings
 from cloud_aggregator import operator_view as view
-from cloud_aggregator.config import DEFAULT_FILE, PopulationSettings, ServiceSettings
+from cloud_aggregator.addresses import without_credentials
+from cloud_aggregator.config import DEFAULT_FILE, PopulationSettings, ServiceSettings, check_population
 from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, InvalidSetting, NotFound, Refused
 from cloud_aggregator.operator_client import OperatorClient, find_service
 from cloud_aggregator.records import Records
@@ -83,13 +84,14 @@ def _read(
         settings = _settings(data)
         if not settings.database and not (data / "aggregator.db").exists():
             raise NotFound(f"{data} has no database yet: serve or import a population first") from e
-        _say("no service is running: this is read from the database")
         database = open_database(data, settings)
         try:
             with database.reading() as records:
-                return look(records)
+                found = look(records)
         finally:
             database.close()
+        _say("no service is running: this is read from the database")
+        return found
     return ask(service)
 
 
@@ -159,7 +161,7 @@ def serve(arguments: argparse.Namespace) -> None:
         )
 
     def ready(started: BrokerHandle, url: str) -> None:
-        _say(f"serving on {url}, broker {started.name} on {started.url}; stop with Ctrl-C")
+        _say(f"serving on {url}, broker {started.name} on {without_credentials(started.url)}; stop with Ctrl-C")
         _say(f"Next: cloud-aggregator status --data {data}")
 
     serving.serve(data, settings, _say, ready)
@@ -184,7 +186,7 @@ def status(arguments: argparse.Namespace) -> Result:
 
 
 def population_import(arguments: argparse.Namespace) -> Result:
-    """Found a population; works beside a running service, which finds it at its next turn."""
+    """Found a population; works beside a running service, which announces it at its next turn."""
     from cloud_aggregator.adapters.blobs import FileBlobs
     from cloud_aggregator.adapters.key_files import load_keys
     from cloud_aggregator.bundle import parse_key, read_bundle
@@ -195,6 +197,10 @@ def population_import(arguments: argparse.Namespace) -> Result:
     settings = PopulationSettings()
     if arguments.settings is not None:
         settings = load_settings(Path(arguments.settings), PopulationSettings)
+        try:
+            check_population(settings)
+        except InvalidSetting as e:
+            raise InvalidSetting(f"{arguments.settings}: {e}") from e
     key = None
     if arguments.manifest_key is not None:
         named = Path(arguments.manifest_key)
@@ -266,7 +272,8 @@ def device_revoke(arguments: argparse.Namespace) -> Result:
 def device_label(arguments: argparse.Namespace) -> Result:
     """Give a device another label."""
     service = find_service(_data(arguments))
-    answer = service.send("POST", f"/devices/{_quoted(arguments.name)}/label", {"label": arguments.label})
+    found = service.get(f"/devices/{_quoted(arguments.name)}")
+    answer = service.send("POST", f"/devices/{found['device']}/label", {"label": arguments.label})
     return Result(answer, next_command="cloud-aggregator device list")
 
 

@@ -17,8 +17,8 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Duration = Annotated[int, msgspec.Meta(ge=1, le=366 * 86_400)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 
-# |value| <= 2^6 in the buffer: a longer clip norm could let one value over it.
-MAX_CLIP_NORM = 64.0
+# |value| <= 2^6 in the buffer: with the tolerance of the norm check, a longer clip norm could let one value over it.
+MAX_CLIP_NORM = 63.0
 
 
 class PaceSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ class PopulationSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_population(settings: PopulationSettings) -> None:
-    """Raise `InvalidSetting` naming every rule between the settings that does not hold."""
+    """Raise `InvalidSetting` naming every rule between the settings that does not hold, each with its key."""
     wrong = []
     if settings.minimum_updates > settings.goal_count:
         wrong.append(f"minimum_updates is at most goal_count, got {settings.minimum_updates} > {settings.goal_count}")
@@ -60,14 +60,16 @@ def check_population(settings: PopulationSettings) -> None:
         wrong.append(f"plan.clip_norm is at most {MAX_CLIP_NORM}, got {settings.plan.clip_norm}")
     if settings.pace.minimum_seconds > settings.pace.maximum_seconds:
         pace = settings.pace
-        wrong.append(f"pace.minimum_seconds is at most the maximum, got {pace.minimum_seconds}")
+        wrong.append(
+            f"pace.minimum_seconds is at most pace.maximum_seconds, got {pace.minimum_seconds} > {pace.maximum_seconds}"
+        )
     if settings.maximum_age_seconds < settings.lease_seconds:
         wrong.append(f"maximum_age_seconds is at least lease_seconds, got {settings.maximum_age_seconds}")
     if settings.release.cron:
         try:
             next_due(settings.release.cron, settings.release.time_zone, 0)
         except InvalidSetting as e:
-            wrong.append(f"release: {e}")
+            wrong.append(f"release.cron and release.time_zone: {e}")
     if wrong:
         raise InvalidSetting("; ".join(wrong))
 
@@ -81,7 +83,10 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Which broker to use (empty URL: start one on loopback), and the URL that devices are told (empty: the same)."""
+    """Which broker to use (empty URL: start one on loopback), and the URL that devices are told (empty: the same).
+
+    User and password in either are ours alone: devices are told the URL without them.
+    """
 
     url: str = ""
     public_url: str = ""

@@ -106,7 +106,13 @@ def device_view(device: DeviceRecord) -> View:
 
 
 def find_device(records: Records, prefix: str) -> DeviceRecord:
-    """Return the device whose id begins with `prefix`, or whose label it is. Raises `NotFound`, also if several do."""
+    """Return the device of this id, or else the one whose id begins with `prefix` or whose label it is.
+
+    Raises `NotFound`, also if several do.
+    """
+    exact = records.device(prefix)
+    if exact is not None:
+        return exact
     found = [d for d in records.devices() if d.device.startswith(prefix) or (prefix and d.label == prefix)]
     if len(found) != 1:
         raise NotFound(f"{'no device' if not found else f'{len(found)} devices'} of id or label {prefix[:80]!r}")

@@ -189,33 +189,42 @@ def load(records: Records, blobs: Blobs, record: PopulationRecord, keys: Service
 def _fold(
     population: Population, row: UpdateRecord, vector: SparseVector, weight: float, staleness: int, now: int
 ) -> None:
+    folded = buffers.fold(population.buffer, vector, weight)
     if not population.waiting:
         population.opened_at = now
-    population.buffer = buffers.fold(population.buffer, vector, weight)
+    population.buffer = folded
     population.waiting.append(row.id)
     population.staleness[staleness] += 1
 
 
 def admit_one(population: Population, records: Records, row: UpdateRecord, keys: ServiceKeys, now: int) -> Verdict:
-    """Give a received update its verdict, store it, and fold the update if it is accepted."""
-    header = decode_message(row.header, UpdateHeader)
-    arrived = Arrived(
-        header_bytes=row.header,
-        header=header,
-        sealed=records.sealed_bytes(row.update_id),
-        lease=records.lease(population.record.task, header.device, header.lease),
-        staleness=population.staleness_of(header.base_version),
-    )
-    verdict, vector = admit(arrived, population.rules, keys.sealing, now)
-    if vector is not None:
-        _fold(population, row, vector, verdict.weight, verdict.staleness or 0, now)
-    _store_verdict(records, row, verdict, 0.0 if vector is None else vector.norm(), now)
+    """Give a received update its verdict, store it, and fold the update if it is accepted.
+
+    An update that no rule foresaw is `malformed`, with an event: it must not stop every later one, at each restart.
+    """
+    sealed = records.sealed_bytes(row.update_id)
+    lease = records.lease(population.record.task, row.device, row.lease or "")
+    norm = 0.0
+    try:
+        header = decode_message(row.header, UpdateHeader)
+        arrived = Arrived(row.header, header, sealed, lease, population.staleness_of(header.base_version))
+        verdict, vector = admit(arrived, population.rules, keys.sealing, now)
+        if vector is not None:
+            norm = vector.norm()
+            _fold(population, row, vector, verdict.weight, verdict.staleness or 0, now)
+    except MemoryError:
+        # Says something of this machine, not of the update.
+        raise
+    except Exception as e:  # noqa: BLE001 - see above
+        verdict = Verdict("malformed", f"it could not be admitted: {type(e).__name__}: {e}"[:300])
+        records.add_event(now, "admission failed", row.device, f"update {row.update_id}: {type(e).__name__}: {e}")
+    _store_verdict(records, row, verdict, norm if verdict.name == "accepted" else 0.0, now)
     return verdict
 
 
-def refuse_revoked(records: Records, row: UpdateRecord, now: int) -> Verdict:
-    """Refuse an update whose device was revoked after it came in."""
-    verdict = Verdict("unknown_device", f"device {row.device} is revoked")
+def refuse_orphan(records: Records, row: UpdateRecord, now: int) -> Verdict:
+    """Refuse an update whose device was revoked, or whose population went, after it came in."""
+    verdict = Verdict("unknown_device", f"device {row.device} is revoked, or its population is gone")
     _store_verdict(records, row, verdict, 0.0, now)
     return verdict
 

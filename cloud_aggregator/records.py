@@ -29,7 +29,7 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """An enrolled device, and what it last said of itself."""
+    """An enrolled device, what it last said of itself, and the retry window that it was last told."""
 
     device: str
     population: str
@@ -45,6 +45,8 @@ class DeviceRecord:
     reason: str = ""
     report_nonce: str = ""
     reported_at: int = 0
+    retry_earliest: int = 0
+    retry_latest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class PopulationRecord:
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """A check-in or status query that waits for the next pass; not yet verified. A device has one check-in here."""
+    """A verified check-in or status query that waits for the next pass. A device has one check-in here."""
 
     id: int
     device: str
@@ -182,6 +184,8 @@ class Records(Protocol):
 
     def replace_device(self, device: DeviceRecord) -> None: ...
     def touch_device(self, device: str, now: int) -> None: ...
+    def set_retry(self, device: str, earliest: int, latest: int) -> None:
+        """Keep the retry window that a device was told."""
 
     def add_population(self, population: PopulationRecord) -> bool: ...
     def populations(self) -> list[PopulationRecord]: ...
@@ -191,10 +195,12 @@ class Records(Protocol):
         """Keep a request until the pass; a later one of the same kind and key takes its place."""
 
     def requests(self, limit: int) -> list[RequestRecord]:
-        """In the order of device, then arrival."""
+        """Check-ins first, then in the order of device and arrival."""
 
     def drop_requests(self, ids: Sequence[int]) -> None: ...
     def count_requests(self, kind: str) -> int: ...
+    def waiting_queries(self, device: str) -> set[tuple[str, str]]:
+        """(kind, key) of a device's requests that are no check-in."""
 
     def add_lease(self, lease: Lease) -> None: ...
     def lease(self, task: str, device: str, lease: str) -> Lease | None: ...
@@ -212,7 +218,7 @@ class Records(Protocol):
     def update(self, update_id: str) -> UpdateRecord | None:
         """The one verified update of this id, or else one refused at the door."""
 
-    def count_refused_at_door(self, device: str, update_id: str | None = None) -> int: ...
+    def count_refused_at_door(self, device: str) -> int: ...
     def set_update_state(self, id: int, state: UpdateState, mismatches: int) -> None: ...
     def received_updates(self, limit: int) -> list[UpdateRecord]:
         """In the order (finished_at, device, id)."""
@@ -227,7 +233,7 @@ class Records(Protocol):
     def count_verdicts(self, task: str) -> dict[tuple[str, int | None], int]:
         """Counts by (verdict, staleness)."""
 
-    def put_chunk(self, update_id: str, device: str, index: int, data: bytes) -> None:
+    def put_chunk(self, update_id: str, device: str, index: int, data: bytes, now: int) -> None:
         """Store a chunk unless this index is already there."""
 
     def chunk_sizes(self, update_id: str) -> dict[int, int]:
@@ -237,14 +243,20 @@ class Records(Protocol):
         """All chunks joined in order."""
 
     def drop_chunks(self, update_id: str) -> None: ...
-    def unfinished_bytes(self, device: str) -> int:
-        """Chunk bytes of a device's uploads that have no verdict."""
+    def unfinished_bytes(self, device: str, *, claimed: bool) -> int:
+        """Chunk bytes stored for a device: of signed inits not yet accepted, or (`claimed` False) of no signed init."""
 
     def drop_old_chunks(self, judged_before: int) -> int:
         """Delete the sealed bytes of updates with an old verdict, unless they still wait for a step."""
 
+    def drop_unclaimed_chunks(self, arrived_before: int) -> int:
+        """Delete chunks whose signed init has not come."""
+
     def drop_old_refusals(self, judged_before: int) -> int:
-        """Delete the rows of inits that were refused at the door."""
+        """Delete the rows of updates that were refused."""
+
+    def drop_old_uploads(self, arrived_before: int) -> int:
+        """Delete uploads that were never finished: rows and chunks."""
 
     def add_version(self, version: VersionRecord) -> None: ...
     def version(self, population: str, version: int) -> VersionRecord | None: ...

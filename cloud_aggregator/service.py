@@ -6,17 +6,20 @@ The rules:
   a step as soon as the goal count is reached, so that later updates of the same pass meet the new version;
 - nothing is published before the commit; what was not published is published after a restart;
 - whatever is in memory is a function of committed rows: after a failed pass it is thrown away and loaded again;
-- the release gate may take minutes and works outside the lock.
+- one message that cannot be taken in stops no other: it is dropped, with an event;
+- the release gate may take minutes and works outside the lock, one release at a time (see `release_runner`).
 """
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cloud_aggregator import enrolment, releases
+from cloud_aggregator.addresses import without_credentials
+from cloud_aggregator.announcements import announcement_message, current_announcements, renew
 from cloud_aggregator.answers import (
     Load,
     Outgoing,
@@ -26,35 +29,32 @@ from cloud_aggregator.answers import (
     receipt_of,
     task_message,
 )
-from cloud_aggregator.errors import AggregatorError, NotFound, StorageFailed
+from cloud_aggregator.errors import NotFound, Refused, StorageFailed
+from cloud_aggregator.housekeeping import KEEP_VERSIONS, drop_old_rows, unneeded_files
 from cloud_aggregator.ingest import read_request, take_message
 from cloud_aggregator.keys import ServiceKeys
-from cloud_aggregator.population import Population, admit_one, announce, close_round, load, refuse_revoked
+from cloud_aggregator.labels import check_label, printable
+from cloud_aggregator.population import Population, admit_one, close_round, load, refuse_orphan
 from cloud_aggregator.ports import Blobs, Clock, Database, Entropy, Evaluator, Message, Transport
 from cloud_aggregator.records import Records, ReleaseRecord, RequestRecord, ScheduleRecord
-from cloud_aggregator.registry import Registered
 from cloud_aggregator.release_gate import judge
-from cloud_aggregator.release_schedule import after_run, is_due
+from cloud_aggregator.release_runner import Outcome, ReleaseRunner, advance
+from cloud_aggregator.release_schedule import is_due
 from cloud_aggregator.schedule import next_due
 from wire_contract import envelope
 from wire_contract.errors import ContractError
-from wire_contract.manifest import decode_manifest
 from wire_contract.messages import (
     CheckIn,
     Enrolled,
     Enrolment,
-    ModelAnnouncement,
     TaskOffer,
+    TurnedAway,
     encode_message,
 )
-from wire_contract.topics import ModelTopic, Track, build_topic
 
 MAX_A_PASS = 4096
 PURGE_EVERY_S = 3600
-# Refreshes are kept for ever, training versions while a device might still start from one.
-KEEP_VERSIONS = 64
-# Share of a manifest's days after which it is signed again.
-RENEW_AFTER = 0.5
+CLOSE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,19 @@ class Pending:
 @dataclass(frozen=True, slots=True)
 class TurnReport:
     """What one turn did. `verdicts` counts by name; `staleness` counts accepted updates; `steps` and `released` are
-    (population, version); `more` says that the pass was full and another should follow at once."""
+    (population, version), `applied` counts the updates that those steps used; `released` and `held` are scheduled
+    releases that have ended; `troubles` are failures that lost nothing; `more` says that the pass was full and another
+    should follow at once."""
 
     offers: int = 0
     turned_away: int = 0
     verdicts: Mapping[str, int] = field(default_factory=dict)
     staleness: Mapping[int, int] = field(default_factory=dict)
     steps: tuple[tuple[str, int], ...] = ()
+    applied: int = 0
     released: tuple[tuple[str, int], ...] = ()
     held: tuple[tuple[str, str], ...] = ()
+    troubles: tuple[str, ...] = ()
     more: bool = False
 
 
@@ -90,7 +94,9 @@ class _Pass:
     verdicts: Counter[str] = field(default_factory=Counter)
     staleness: Counter[int] = field(default_factory=Counter)
     steps: list[tuple[str, int]] = field(default_factory=list)
-    due: list[ScheduleRecord] = field(default_factory=list)
+    applied: int = 0
+    due: list[str] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
     more: bool = False
 
 
@@ -127,6 +133,7 @@ class Service:
         entropy: Entropy,
         gate: Gate = Gate(),
         keep_updates_days: int = 30,
+        keep_versions: int = KEEP_VERSIONS,
     ) -> None:
         self.database = database
         self.blobs = blobs
@@ -137,6 +144,7 @@ class Service:
         self._entropy = entropy
         self._gate = gate
         self._keep_s = keep_updates_days * 86_400
+        self._keep_versions = keep_versions
         self._purged_at = 0
         self._lock = threading.RLock()
         self._populations: dict[str, Population] = {}
@@ -144,25 +152,59 @@ class Service:
         self._published: deque[int] = deque()
         # Receipts that the transport holds: they are not handed over again while it does.
         self._handed: set[int] = set()
+        # Populations whose announcements were handed over; None until `start`.
+        self._announced: set[str] | None = None
+        self._judging = threading.Lock()
+        self._closing = threading.Event()
+        self._releases = ReleaseRunner(self._release_due, threaded=gate.evaluator is not None)
 
     def start(self) -> None:
         """Publish again what may not have been published before the last end: announcements and receipts."""
         with self._lock:
             with self.database.transaction() as records:
-                outgoing = [_announcement(a.population, a.track, a.signed_manifest) for a in records.announcements()]
+                outgoing = [announcement_message(announced) for announced in records.announcements()]
                 outgoing += self._receipts(records, int(self.clock.now()))
+                announced = {population.population for population in records.populations()}
             self._publish(outgoing)
+            self._announced = announced
+
+    def close(self, abandon: Callable[[], None] = lambda: None) -> None:
+        """Give up the release that is being judged, if there is one: it stays due. `abandon` ends its evaluation."""
+        self._closing.set()
+        abandon()
+        self._releases.join(CLOSE_TIMEOUT_S)
 
     def take(self, topic: str, payload: bytes) -> None:
         """Take one message in, durably."""
         self.take_group([Message(topic, payload)])
 
     def take_group(self, messages: Sequence[Message]) -> None:
-        """Take messages in, durably, in one transaction. Raises `StorageFailed`; then none of them was taken."""
+        """Take messages in, durably, in one transaction.
+
+        Raises `StorageFailed`; then they were not all taken, and giving all of them again does no harm. A message that
+        fails for any other reason is dropped with an event, and the others are taken one by one.
+        """
         now = int(self.clock.now())
-        with self._lock, self.database.transaction() as records:
+        with self._lock:
+            if self._try_to_take(messages, now) is None:
+                return
             for message in messages:
-                take_message(records, message, now)
+                failure = self._try_to_take([message], now)
+                if failure is not None:
+                    with self.database.transaction() as records:
+                        told = f"{message.topic}: {type(failure).__name__}: {failure}"
+                        records.add_event(now, "message dropped", "", told)
+
+    def _try_to_take(self, messages: Sequence[Message], now: int) -> Exception | None:
+        try:
+            with self.database.transaction() as records:
+                for message in messages:
+                    take_message(records, message, now)
+        except StorageFailed:
+            raise
+        except Exception as e:  # noqa: BLE001 - nothing that a message holds may stop the intake
+            return e
+        return None
 
     def pending(self) -> Pending:
         """Return what waits for the next turn, so that a simulator can wait for a whole tick's messages."""
@@ -170,7 +212,7 @@ class Service:
             return Pending(records.count_requests("check-in"), records.count_updates("received"))
 
     def turn(self, now: float) -> TurnReport:
-        """Make one pass, publish its outcome, and run releases that are due. `now` is Unix seconds."""
+        """Make one pass, publish its outcome, and start releases that are due. `now` is Unix seconds."""
         moment = int(now)
         done = _Pass()
         with self._lock:
@@ -180,40 +222,38 @@ class Service:
                 for population in self._populations.values():
                     # A deadline may close a round in a pass that brought no update.
                     self._step(population, records, done, moment)
-                    schedule = records.schedule(population.name)
-                    if schedule is not None and is_due(schedule, moment):
-                        records.set_schedule(after_run(schedule, moment))
-                        done.due.append(schedule)
-                    done.outgoing += self._renew(population, records, moment)
+                    if is_due(records.schedule(population.name), moment):
+                        done.due.append(population.name)
+                    done.outgoing += renew(population, records, self.keys, moment)
+                if self._announced is not None:
+                    # Founded beside the running service.
+                    done.announced = sorted(self._populations.keys() - self._announced)
+                    done.outgoing += current_announcements(records, done.announced)
                 done.outgoing += self._receipts(records, moment)
                 unneeded = self._purge(records, moment)
             self._publish(done.outgoing)
-            for sha256 in unneeded:
-                self.blobs.drop(sha256)
-        released, held = [], []
-        for schedule in done.due:
-            try:
-                release = self.release(schedule.population, now, cause=releases.BY_SCHEDULE)
-            except AggregatorError as e:
-                held.append((schedule.population, str(e)))
-                continue
-            if release.outcome == "released":
-                released.append((release.population, release.version))
-            else:
-                held.append((release.population, release.reason))
+            if self._announced is not None:
+                self._announced.update(done.announced)
+            troubles = self._drop(unneeded)
+        ended = self._releases.run(done.due, now)
         return TurnReport(
             offers=done.offers,
             turned_away=done.turned_away,
             verdicts=dict(done.verdicts),
             staleness=dict(sorted(done.staleness.items())),
             steps=tuple(done.steps),
-            released=tuple(released),
-            held=tuple(held),
+            applied=done.applied,
+            released=tuple((each.population, each.version) for each in ended if each.version is not None),
+            held=tuple((each.population, each.reason) for each in ended if each.version is None),
+            troubles=troubles,
             more=done.more,
         )
 
     def enrol(self, request: Enrolment, now: float) -> bytes:
-        """Return the signed `Enrolled` answer. Raises `InvalidToken` or `NotFound` (no such population)."""
+        """Return the signed `Enrolled` answer.
+
+        Raises `InvalidToken`, `NotFound` (no such population), or `InvalidSetting` (the label).
+        """
         moment = int(now)
         with self._lock, self._look() as records:
             population = self._population(request.population)
@@ -223,7 +263,7 @@ class Service:
                 population=device.population,
                 aggregator_key=self.keys.public,
                 manifest_key=population.record.manifest_key,
-                broker_url=self.addresses.broker_url,
+                broker_url=without_credentials(self.addresses.broker_url),
                 model_url=self.addresses.model_url,
                 shard=0,
                 issued_at=moment,
@@ -231,7 +271,7 @@ class Service:
         return envelope.sign(self.keys.signing, "enrolled", encode_message(enrolled))
 
     def mint_token(self, population: str, label: str, now: float, *, uses: int = 1, valid_s: int = 7 * 86_400) -> str:
-        """Return a fresh enrolment token. Raises `NotFound` for a population that is none."""
+        """Return a fresh enrolment token. Raises `NotFound` for a population that is none, `InvalidSetting`."""
         with self._lock, self._look() as records:
             self._population(population)
             return enrolment.mint(
@@ -244,22 +284,38 @@ class Service:
             return releases.candidate_of(self._population(population), records, self.blobs)
 
     def release(self, population: str, now: float, *, cause: str = releases.BY_OPERATOR) -> ReleaseRecord:
-        """Judge the training version and release or hold it. Raises `Refused` if there is nothing newer."""
-        candidate = self.candidate(population)
-        verdict = judge(
-            candidate.candidate,
-            candidate.current,
-            self._gate.evaluator,
-            self._gate.tolerance_points,
-        )
-        with self._lock:
-            with self._pass() as records:
-                found = self._population(population)
-                release = releases.record_release(found, records, self.keys, candidate, verdict, cause, int(now))
-                announced = records.announcement(population, "refresh")
-            if release.outcome == "released" and announced is not None:
-                self._publish([_announcement(population, "refresh", announced.signed_manifest)])
+        """Judge the training version and release or hold it.
+
+        Raises `Refused` if there is nothing newer, or while another release is being judged.
+        """
+        if not self._judging.acquire(blocking=False):
+            raise Refused("another release is being judged", "wait for it; see release list")
+        try:
+            candidate = self.candidate(population)
+            verdict = judge(candidate.candidate, candidate.current, self._gate.evaluator, self._gate.tolerance_points)
+            if self._closing.is_set():
+                raise Refused("the service stops: nothing was released", "release again when it is back")
+            with self._lock:
+                with self._pass() as records:
+                    found = self._population(population)
+                    release = releases.record_release(found, records, self.keys, candidate, verdict, cause, int(now))
+                    if cause == releases.BY_SCHEDULE:
+                        advance(records, population, int(now))
+                    announced = records.announcement(population, "refresh")
+                if release.outcome == "released" and announced is not None:
+                    self._publish([announcement_message(announced)])
+        finally:
+            self._judging.release()
         return release
+
+    def _release_due(self, population: str, now: float) -> Outcome:
+        with self._lock, self._look() as records:
+            try:
+                releases.candidate_of(self._population(population), records, self.blobs)
+            except Refused as e:
+                advance(records, population, int(now))
+                return Outcome(population, None, str(e))
+        return Outcome.of(self.release(population, now, cause=releases.BY_SCHEDULE))
 
     def undo(self, population: str, now: float, *, version: int | None = None, dry_run: bool = False) -> ReleaseRecord:
         """Release old weights under a new, higher number. Raises `NotFound` or `Refused`."""
@@ -274,7 +330,7 @@ class Service:
                         f"would give the weights of version {target.version} the number {number}", int(now),
                     )  # fmt: skip
                 release, announced = releases.record_undo(found, records, self.keys, target, int(now))
-            self._publish([_announcement(population, "refresh", announced.signed_manifest)])
+            self._publish([announcement_message(announced)])
         return release
 
     def set_schedule(self, population: str, cron: str, time_zone: str, now: float) -> ScheduleRecord:
@@ -292,16 +348,16 @@ class Service:
         with self._lock, self.database.transaction() as records:
             known = records.device(device)
             if known is None:
-                raise NotFound(f"no device {device}")
+                raise NotFound(f"no device of id {printable(device)[:80]!r}")
             records.replace_device(replace(known, revoked_at=known.revoked_at or int(now)))
 
     def label(self, device: str, label: str) -> None:
-        """Give a device another label. Raises `NotFound`."""
+        """Give a device another label. Raises `NotFound` or `InvalidSetting`."""
         with self._lock, self.database.transaction() as records:
             known = records.device(device)
             if known is None:
-                raise NotFound(f"no device {device}")
-            records.replace_device(replace(known, label=label[:80]))
+                raise NotFound(f"no device of id {printable(device)[:80]!r}")
+            records.replace_device(replace(known, label=check_label(label)))
 
     @contextmanager
     def _pass(self) -> Iterator[Records]:
@@ -338,7 +394,6 @@ class Service:
         for row in waiting:
             self._answer(records, row, load_now, done, now)
         records.drop_requests([row.id for row in waiting])
-        done.turned_away = load_now.turned_away
 
     def _answer(self, records: Records, row: RequestRecord, load_now: Load, done: _Pass, now: int) -> None:
         device = records.device(row.device)
@@ -350,17 +405,16 @@ class Service:
             done.outgoing += _present(answer_status(records, row.device, row.key, self.keys, now, repeated=True))
             return
         try:
-            request = read_request(envelope.verify(row.payload, "request", device.public_key))
+            # Verified before it became a row.
+            request = read_request(row.payload)
         except ContractError as e:
-            records.add_event(now, "bad_signature", row.device, str(e))
-            return
-        if request.device != row.device:
-            records.add_event(now, "bad_signature", row.device, f"the request names device {request.device}")
+            records.add_event(now, "malformed request", row.device, str(e))
             return
         records.touch_device(row.device, now)
         if isinstance(request, CheckIn):
             reply = answer_check_in(records, population, device, request, self.keys, load_now, now)
             done.offers += isinstance(reply, TaskOffer)
+            done.turned_away += isinstance(reply, TurnedAway)
             done.outgoing.append(task_message(reply, self.keys))
         else:
             done.outgoing += _present(
@@ -373,12 +427,10 @@ class Service:
         for row in rows:
             device = records.device(row.device)
             population = None if device is None else self._populations.get(device.population)
-            if population is None:
-                raise StorageFailed(f"update {row.update_id} belongs to device {row.device}, which has no population")
-            if device is not None and device.revoked_at is not None:
-                verdict = refuse_revoked(records, row, now)
-            else:
-                verdict = admit_one(population, records, row, self.keys, now)
+            if device is None or population is None or device.revoked_at is not None:
+                done.verdicts[refuse_orphan(records, row, now).name] += 1
+                continue
+            verdict = admit_one(population, records, row, self.keys, now)
             done.verdicts[verdict.name] += 1
             if verdict.name == "accepted":
                 done.staleness[verdict.staleness or 0] += 1
@@ -389,9 +441,10 @@ class Service:
         if version is None:
             return
         done.steps.append((population.name, version.version))
+        done.applied += version.updates
         announced = records.announcement(population.name, "training")
         if announced is not None:
-            done.outgoing.append(_announcement(population.name, "training", announced.signed_manifest))
+            done.outgoing.append(announcement_message(announced))
 
     def _receipts(self, records: Records, now: int) -> list[Outgoing]:
         """Sign receipts that judged updates lack, and return all that the broker has not acknowledged."""
@@ -408,36 +461,23 @@ class Service:
             outgoing.append(message)
         return outgoing
 
-    def _renew(self, population: Population, records: Records, now: int) -> list[Outgoing]:
-        """Sign an announcement with fresh dates before it expires: new devices refuse an expired manifest."""
-        outgoing = []
-        tracks: tuple[Track, ...] = ("training", "refresh")
-        for track in tracks:
-            before = records.announcement(population.name, track)
-            lasts_s = population.settings.manifest_days * 86_400
-            if before is None or now < before.announced_at + RENEW_AFTER * lasts_s:
-                continue
-            undo_of = decode_manifest(envelope.read_envelope(before.signed_manifest).body).undo_of
-            version = Registered(before.version, before.sha256, None)
-            again = announce(population, records, self.keys, track, version, now, undo_of)
-            outgoing.append(_announcement(population.name, track, again.signed_manifest))
-        return outgoing
-
     def _purge(self, records: Records, now: int) -> set[str]:
-        """Delete rows that are too old, once an hour, and return the files that no device can need any more."""
+        """Delete what is too old, once an hour; return the files that may go once that is committed."""
         if now < self._purged_at + PURGE_EVERY_S:
             return set()
         self._purged_at = now
-        records.drop_old_chunks(now - self._keep_s)
-        records.drop_old_refusals(now - self._keep_s)
-        unneeded: set[str] = set()
-        needed: set[str] = set()
-        for population in self._populations.values():
-            versions = records.versions(population.name)
-            refreshes = {release.sha256 for release in records.releases(population.name) if release.outcome != "held"}
-            needed |= refreshes | {version.sha256 for version in versions[:KEEP_VERSIONS]}
-            unneeded |= {version.sha256 for version in versions[KEEP_VERSIONS:]}
-        return unneeded - needed
+        drop_old_rows(records, now, self._keep_s)
+        return unneeded_files(records, self._populations, self._keep_versions)
+
+    def _drop(self, files: set[str]) -> tuple[str, ...]:
+        troubles = []
+        for sha256 in sorted(files):
+            try:
+                self.blobs.drop(sha256)
+            except StorageFailed as e:
+                # It is unneeded still, and found again in an hour.
+                troubles.append(str(e))
+        return tuple(troubles)
 
     def _drain_published(self, records: Records) -> None:
         ids = []
@@ -452,11 +492,6 @@ class Service:
             if message.update:
                 self._handed.add(message.update)
             self._transport.publish(message.topic, message.payload, retain=message.retain, done=done)
-
-
-def _announcement(population: str, track: Track, signed_manifest: bytes) -> Outgoing:
-    topic = build_topic(ModelTopic(population, track))
-    return Outgoing(topic, encode_message(ModelAnnouncement(signed_manifest=signed_manifest)), retain=True)
 
 
 def _present(message: Outgoing | None) -> list[Outgoing]:

@@ -1,17 +1,19 @@
 """`cloud-aggregator serve`: broker, HTTP side, MQTT connection and the loop of turns, started and stopped in order.
 
 While it runs, `service.json` (mode 0600) in the data directory names the URL, the process and the operator's token's
-file; the other commands find the service by it, and believe it only if the service answers.
+file; the other commands find the service by it, and believe it only if the service answers. `serve.lock` is held as
+long as the process lives, so that a data directory has one service. Nothing that fails in a turn ends the loop.
 """
 
+import fcntl
 import json
 import os
 import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,14 +25,16 @@ from cloud_aggregator.adapters.database import SqlDatabase
 from cloud_aggregator.adapters.evaluator import CommandEvaluator
 from cloud_aggregator.adapters.key_files import load_keys, write_secret
 from cloud_aggregator.adapters.mqtt import MqttTransport, parse_broker_url
+from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.config import ServiceSettings
-from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, StorageFailed
+from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, Refused, StorageFailed
 from cloud_aggregator.operator_client import ADDRESS_FILE, OPERATOR_TOKEN
 from cloud_aggregator.service import Gate, Service
 from cloud_aggregator.web.server import start_http
 from wire_contract.envelope import key_id
 
 TURN_SECONDS = 1.0
+LOCK_FILE = "serve.lock"
 
 Say = Callable[[str], None]
 
@@ -87,10 +91,12 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
         wake.set()
 
     with ExitStack() as stack:
+        stack.enter_context(_only_one(data))
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, end))
         database = open_database(data, settings)
         stack.callback(database.close)
+        gate, abandon = _gate(data, settings)
         watched = _WatchedBroker(start_broker(settings.broker.url, data / "broker", say=say), data / "broker", say)
         stack.callback(watched.stop)
         broker = watched.handle
@@ -102,7 +108,7 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
             transport,
             SystemClock(),
             entropy=os.urandom,
-            gate=_gate(data, settings),
+            gate=gate,
             keep_updates_days=settings.keep_updates_days,
         )
         service.addresses = replace(service.addresses, broker_url=settings.broker.public_url or broker.url)
@@ -112,28 +118,31 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
         stack.callback(http.stop)
         transport.start(service)
         stack.callback(transport.close)
+        stack.callback(service.close, abandon)
         service.start()
         address = data / ADDRESS_FILE
-        stack.callback(address.unlink, missing_ok=True)
+        stack.callback(_remove_address, address)
         _write_address(address, http.url, broker)
         ready(broker, http.url)
-        _take_turns(service, watched, stop, wake, say)
+        take_turns(service, watched, stop, wake, say)
 
 
-def _take_turns(
+def take_turns(
     service: Service, watched: _WatchedBroker, stop: threading.Event, wake: threading.Event, say: Say
 ) -> None:
+    """Let the service turn once a second and whenever `wake` is set, until `stop` is; say what came of it."""
     more = False
     while not stop.is_set():
         if not more:
             wake.wait(TURN_SECONDS)
             wake.clear()
-        watched.revive()
         try:
+            watched.revive()
             report = service.turn(service.clock.now())
-        except StorageFailed as e:
+        except Exception as e:  # noqa: BLE001 - a loop that ends takes every other population and device with it
             # Nothing of the pass was kept; the rows are as they were, and the next turn tries again.
-            say(f"this turn failed and is tried again: {e}")
+            kind = "" if isinstance(e, AggregatorError) else f"{type(e).__name__}: "
+            say(f"this turn failed and is tried again: {kind}{e}")
             more = False
             stop.wait(TURN_SECONDS)
             continue
@@ -144,23 +153,56 @@ def _take_turns(
             say(f"{population}: refresh {version} released")
         for population, reason in report.held:
             say(f"{population}: release held: {reason}")
+        for trouble in report.troubles:
+            say(trouble)
 
 
-def _gate(data: Path, settings: ServiceSettings) -> Gate:
+def _gate(data: Path, settings: ServiceSettings) -> tuple[Gate, Callable[[], None]]:
+    """Return the gate, and what ends an evaluation that runs."""
     gate = settings.gate
     if not gate.held_out_text:
-        return Gate(None, gate.tolerance_points)
+        return Gate(None, gate.tolerance_points), lambda: None
     text = data / gate.held_out_text
     if not text.is_file():
         raise AggregatorError(f"{text}: the held-out text of [gate] is no file")
     # Beside our own interpreter first: a service's PATH rarely holds the environment that it runs in.
     beside = Path(sys.executable).with_name(gate.command[0])
     command = (str(beside), *gate.command[1:]) if beside.is_file() else gate.command
-    return Gate(CommandEvaluator(command, text, gate.timeout_seconds), gate.tolerance_points)
+    evaluator = CommandEvaluator(command, text, gate.timeout_seconds)
+    return Gate(evaluator, gate.tolerance_points), evaluator.stop
+
+
+@contextmanager
+def _only_one(data: Path) -> Iterator[None]:
+    """Hold the data directory; the lock ends with the process, however it ends. Raises `Refused`."""
+    path = data / LOCK_FILE
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise StorageFailed(f"{path}: cannot be opened: {e}") from e
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(handle)
+        raise Refused(f"{data} is served by another process", "a data directory has one service; stop that one") from e
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write_address(path: Path, url: str, broker: BrokerHandle) -> None:
     path.unlink(missing_ok=True)
     shown = {"url": url, "pid": os.getpid(), "broker": broker.name}
-    shown |= {"broker_url": broker.url, "broker_pid": broker.pid}
+    shown |= {"broker_url": without_credentials(broker.url), "broker_pid": broker.pid}
     write_secret(path, json.dumps(shown).encode())
+
+
+def _remove_address(path: Path) -> None:
+    """Remove the address file if it is this process's own."""
+    try:
+        own = json.loads(path.read_text("utf-8"))["pid"] == os.getpid()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = False
+    if own:
+        path.unlink(missing_ok=True)

@@ -13,18 +13,17 @@ The rules:
 - a turn drains the inbox, reads the sensors, steps the session and performs the effects;
 - the state is durable before an effect is performed, and a message is acknowledged after both;
 - an agent that was killed anywhere goes on when a new one opens the same home;
+- after a failed write, or when another process was told to forget, the disk is right and memory is read from it anew;
 - numpy and the interpreter are loaded when a model is checked or trained, not before.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from edge_runtime import eligibility, session
+from edge_runtime import eligibility, session, session_row
+from edge_runtime.adapters import checkpoints
 from edge_runtime.adapters.example_store import SqliteExampleStore
 from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.state_store import StateStore
@@ -33,10 +32,12 @@ from edge_runtime.eligibility import Decision, Usage
 from edge_runtime.identity import load, load_enrolled
 from edge_runtime.link import Link
 from edge_runtime.model_slots import Held, ModelSlots, VersionRefused
+from edge_runtime.night_budget import NightBudget
 from edge_runtime.ports import (
     Clock,
     Downloads,
     Entropy,
+    Forgotten,
     ModelRuntime,
     Received,
     Sensors,
@@ -48,6 +49,7 @@ from edge_runtime.ports import (
 )
 from edge_runtime.privacy_filter import id_stream
 from edge_runtime.session import Phase
+from edge_runtime.session_row import SessionRow
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.version_keeper import VersionKeeper, name_of
 from wire_contract import envelope
@@ -63,7 +65,7 @@ from wire_contract.messages import (
     decode_message,
     encode_message,
 )
-from wire_contract.topics import DeviceTopic, ModelTopic, UpdateTopic, build_topic, parse_topic
+from wire_contract.topics import DeviceTopic, ModelTopic, parse_topic
 
 if TYPE_CHECKING:
     from edge_runtime.training_task import TrainingTask
@@ -72,7 +74,6 @@ CAPABILITIES = (
     "codec:topk4", "entropy:deflate", "entropy:none", "entropy:zstd", "rule:sgd", "signature:train",
     "signature:train_sampled",
 )  # fmt: skip
-SESSION = "session"
 ROW_TOKENS = 20
 
 
@@ -107,18 +108,14 @@ class Agent:
         self._link = Link(
             ports.transport, self.identity, self.enrolled.population, ports.runtime.name, ports.clock, ports.entropy
         )
-        self._state = self._load_state()
+        self._budget = NightBudget(self._store, self._policy)
+        self._row = SessionRow(self._store)
+        self._state = self._row.load()
         self._saved = self._state
+        self._doubtful = True
         self._examples: SqliteExampleStore | None = None
         self._chance: tuple[str, float] | None = None
         self._notes = Notes()
-
-    def _load_state(self) -> session.State:
-        saved = self._store.get(SESSION)
-        try:
-            return session.State() if saved is None else msgspec.msgpack.decode(saved, type=session.State)
-        except msgspec.DecodeError as e:
-            raise StorageFailed(f"{self._store.path} holds a session that this program cannot read: {e}") from e
 
     @property
     def state(self) -> session.State:
@@ -155,9 +152,11 @@ class Agent:
     def turn(self, wait_s: float = 0.0) -> TurnReport:
         """Do what is due now; where a reply is awaited, wait at most `wait_s` real seconds for it."""
         self._notes = self._link.notes = self._keeper.notes = Notes()
-        decision = self._decide()
-        self._link.reason = decision.reason
+        decision = Decision(may_train=False, may_send=False, reason="its disk fails: room, or another disk, would help")
         try:
+            self._recall()
+            decision = self._decide()
+            self._link.reason = decision.reason
             self._link.keep(decision.may_send and self._has_business(decision), self._keeper.versions)
             awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING)
             for received in self._link.receive(wait_s if awaiting else 0.0):
@@ -174,24 +173,55 @@ class Agent:
             self._link.lose(self._draw())
         except TooLarge:
             self._notes.refused.append("packet_too_large")
-        except (StorageFull, StorageFailed) as e:
+        except (StorageFull, StorageFailed, Forgotten) as e:
             # The state on the disk is the last whole one; what could not be written is done again.
             self._notes.refused.append(name_of(e))
+            self._doubtful = True
         try:
+            self._recall()
             self._save()
-            if self._notes.bytes_up:
-                night = eligibility.night_of(self._policy, self._ports.clock.now())
-                self._store.add_usage(night, sent_bytes=self._notes.bytes_up)
-        except (StorageFull, StorageFailed) as e:
+        except (StorageFull, StorageFailed, Forgotten) as e:
             self._notes.refused.append(name_of(e))
+            self._doubtful = True
+        self._budget.add_sent(self._ports.clock.now(), self._notes.bytes_up)
+        self._save_usage()
         if self._notes.versions and self._examples is not None:
             self._examples.vocabulary = None
         self._notes.bytes_down += self._keeper.take_bytes_down()
         return self._notes.close(self._state.phase.value, decision.reason, connected=self._link.connected)
 
+    def _recall(self) -> None:
+        """Read the state anew if memory may differ from the disk: at first, after a failed write, after a `forget`."""
+        forgotten = self._row.was_forgotten()
+        if not (forgotten or self._doubtful):
+            return
+        self._saved = self._row.load()
+        # How long to wait may be newer in memory: a full disk is not to be tried again at once.
+        if forgotten or session_row.differ(self._saved, self._state):
+            self._state = self._saved
+        self._doubtful = False
+        try:
+            if self._state.phase is not Phase.TRAINING:
+                checkpoints.drop(self.home)
+            if forgotten:
+                self._sweep_vectors()
+        except (StorageFull, StorageFailed) as e:
+            self._notes.refused.append(name_of(e))
+
+    def _sweep_vectors(self) -> None:
+        from edge_runtime.adapters.vectors import Vectors
+
+        Vectors(self.home / "vectors", self._store).sweep()
+
+    def _save_usage(self) -> None:
+        try:
+            self._budget.record(self._ports.clock.now())
+        except (StorageFull, StorageFailed) as e:
+            self._notes.refused.append(name_of(e))
+
     def usage(self, now: float) -> Usage:
-        """Return what the night of `now` has used."""
-        return self._store.usage(eligibility.night_of(self._policy, now))
+        """Return what the night of `now` has used, a running training included."""
+        return self._budget.usage(now)
 
     def updates_waiting(self) -> tuple[str, ...]:
         """Return the ids of updates without a verdict."""
@@ -202,28 +232,40 @@ class Agent:
         self._check_version(held.data, held.manifest)
 
     def forget_word(self, word: str) -> int:
-        """Delete the sentences with `word`, and what may still hold them; return how many sentences that was."""
-        from edge_runtime.adapters import checkpoints, personal_copy
+        """Delete the sentences with `word`, and all that was made of any text; return how many sentences that was.
 
-        deleted = self.examples.forget_word(word)
+        Nobody can tell which words a copy, checkpoint, residual or update came from, so all of them go, and with them
+        the lease; also when no sentence holds the word any more, for an older training may have seen it. The other
+        sentences stay, and another training begins with them. An agent that runs in this home stops its training.
+        Raises `StorageFull` or `StorageFailed`.
+        """
+        try:
+            return self.examples.forget_word(word)
+        finally:
+            self._forget_what_was_made()
+
+    def forget_everything(self) -> int:
+        """Delete the examples and all that was made of them: copy, checkpoint, residual, lease, updates that wait.
+
+        Returns how many words that was. What a broker has already taken can't be called back. An agent that runs in
+        this home stops its training. Raises `StorageFull` or `StorageFailed`.
+        """
+        try:
+            words = self.examples.count_words()
+            self.examples.forget_everything()
+            return words
+        finally:
+            self._forget_what_was_made()
+
+    def _forget_what_was_made(self) -> None:
+        # After the text: what a running agent makes of it until here goes with the transaction; what it has in memory
+        # after it, it may not write (`Forgotten`).
+        from edge_runtime.adapters import personal_copy
+
+        self._state = self._saved = self._row.forget()
         checkpoints.drop(self.home)
         personal_copy.forget(self.home)
-        return deleted
-
-    def forget_everything(self) -> None:
-        """Delete the examples and all that was made of them: copy, checkpoint, residual, updates that wait."""
-        from edge_runtime.adapters import checkpoints, personal_copy
-        from edge_runtime.adapters.vectors import Vectors
-
-        self.examples.forget_everything()
-        personal_copy.forget(self.home)
-        checkpoints.drop(self.home)
-        self._state = session.State(not_before=self._state.not_before)
-        with self._store.transaction() as connection:
-            for table in ("outbox", "chunk", "vector"):
-                connection.execute(f"DELETE FROM {table}")
-            self._save()
-        Vectors(self.home / "vectors", self._store).sweep()
+        self._sweep_vectors()
 
     def close(self) -> None:
         """Leave the broker politely and close the files."""
@@ -274,10 +316,10 @@ class Agent:
             settled = [effect for effect in effects if isinstance(effect, session.Settle)]
             if settled:
                 # The verdict's effect and the state after it are one transaction.
-                self._task().settle(settled[0].update_id, settled[0].verdict, partial(self._put, after))
+                self._task().settle(settled[0].update_id, settled[0].verdict, partial(self._row.put, after))
                 self._saved = after
             elif effects:
-                self._put(after)
+                self._row.put(after)
                 self._saved = after
             self._state = after
             for effect in effects:
@@ -285,12 +327,9 @@ class Agent:
                 if answer is not None:
                     events.append(answer)
 
-    def _put(self, state: session.State) -> None:
-        self._store.put(SESSION, msgspec.msgpack.encode(state))
-
     def _save(self) -> None:
         if self._state is not self._saved:
-            self._put(self._state)
+            self._row.put(self._state)
             self._saved = self._state
 
     def _perform(self, effect: session.Effect) -> session.Event | None:
@@ -302,8 +341,6 @@ class Agent:
             case session.Train(offer):
                 return self._train(offer)
             case session.DropTraining():
-                from edge_runtime.adapters import checkpoints
-
                 checkpoints.drop(self.home)
             case session.SendUpdate():
                 return self._send(effect)
@@ -327,18 +364,14 @@ class Agent:
         self._notes.checked_in = True
 
     def _send(self, effect: session.SendUpdate) -> session.Event | None:
-        now, device = self._ports.clock.now(), self.identity.device
+        now = self._ports.clock.now()
         update = self._outbox.get(effect.update_id)
         if update is None:
             return session.Undeliverable(now, self._draw(), "the update is not in the outbox any more")
-        numbers: Sequence[int] = range(len(update.chunks)) if effect.everything else effect.missing
         try:
-            if effect.everything or effect.with_init:
-                self._link.publish(build_topic(UpdateTopic(update.shard, device, update.update_id, None)), update.init)
-            for number in numbers:
-                if number < len(update.chunks):
-                    topic = build_topic(UpdateTopic(update.shard, device, update.update_id, number))
-                    self._link.publish(topic, update.chunks[number])
+            for topic, piece in update.pieces(self.identity.device, effect):
+                self._row.refuse_forgotten()
+                self._link.publish(topic, piece)
         except TooLarge as e:
             self._notes.refused.append("packet_too_large")
             return session.Undeliverable(now, self._draw(), str(e))
@@ -370,6 +403,10 @@ class Agent:
             case DeviceTopic(device, "down/rcpt") if device == self.identity.device:
                 receipt = decode_message(envelope.verify(received.payload, "receipt", pinned), Receipt)
                 if receipt.device == self.identity.device and receipt.update_id == self._state.update_id:
+                    if not self._state.attempts:
+                        # Nobody can have judged what was never sent: somebody else spoke in this update's name.
+                        self._notes.refused.append("receipt_before_sending")
+                        return None
                     self._notes.receipts.append(receipt.verdict)
                     return session.Answered(self._ports.clock.now(), receipt, self._draw())
         return None
@@ -400,8 +437,9 @@ class Agent:
 
         ports = self._ports
         return TrainingTask(
-            self.home, self._store, self.identity, ports.runtime, ports.entropy, self._settings.chunk_bytes
-        )
+            self.home, self._store, self.identity, ports.runtime, ports.entropy, self._settings.chunk_bytes,
+            self._row.times_forgotten,
+        )  # fmt: skip
 
     def _may_go_on(self) -> bool:
         self._link.tend()
@@ -419,20 +457,25 @@ class Agent:
             self._notes.interrupted = True
             return session.Interrupted(began, "a condition fell before the first step")
         self.examples.expire(began)
-        outcome = self._task().run(
-            offer,
-            held,
-            id_stream(self.examples.sentences(), vocabulary),
-            may_go_on=self._may_go_on,
-            finished_at=self._ports.clock.now,
-            save_state=self._save_queued,
-        )
-        now = self._ports.clock.now()
-        self._store.add_usage(eligibility.night_of(self._policy, began), training_s=max(0.0, now - began))
+        self._budget.begin_training(began)
+        try:
+            outcome = self._task().run(
+                offer,
+                held,
+                id_stream(self.examples.sentences(), vocabulary),
+                may_go_on=self._may_go_on,
+                finished_at=self._ports.clock.now,
+                save_usage=self._save_usage,
+                save_state=self._save_queued,
+            )
+        finally:
+            now = self._ports.clock.now()
+            self._budget.end_training(now)
         self._notes.training_steps += outcome.steps
         if isinstance(outcome, training_task.Queued):
+            self._budget.written()
             self._notes.update_queued = outcome.update_id
-            return session.UpdateQueued(now, outcome.update_id)
+            return session.UpdateQueued(outcome.finished_at, outcome.update_id)
         if isinstance(outcome, training_task.Stopped):
             self._notes.interrupted = True
             return session.Interrupted(now, "a condition fell between two steps")
@@ -442,8 +485,9 @@ class Agent:
         self._notes.refused.append("plan_refused")
         return session.CannotTrain(now, self._draw(), outcome.reason)
 
-    def _save_queued(self, update_id: str) -> None:
+    def _save_queued(self, update_id: str, finished_at: float) -> None:
         # In the outbox's own transaction: an update is never queued without the state that sends it, or the reverse.
         # The state in memory follows with the event, after the commit.
-        state, _ = session.step(self._state, session.UpdateQueued(self._ports.clock.now(), update_id))
-        self._put(state)
+        state, _ = session.step(self._state, session.UpdateQueued(finished_at, update_id))
+        self._row.put(state)
+        self._budget.write(self._store.connection, finished_at)

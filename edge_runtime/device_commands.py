@@ -4,6 +4,8 @@ import fcntl
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -51,6 +53,17 @@ def open_agent(home: Path) -> Agent:
         raise _not_enrolled(str(e)) from e
     except PortError as e:
         raise CommandError(str(e), code="HOME_BROKEN") from e
+
+
+@contextmanager
+def _opened(home: Path) -> Iterator[Agent]:
+    agent = open_agent(home)
+    try:
+        yield agent
+    except PortError as e:
+        raise CommandError(str(e), code="HOME_BROKEN") from e
+    finally:
+        agent.abandon()
 
 
 def _not_enrolled(message: str) -> CommandError:
@@ -159,8 +172,7 @@ def _as_data(report: TurnReport) -> dict[str, object]:
 
 def status(home: Path) -> Result:
     """Say what the device holds and why it does not train now; asks nobody."""
-    agent = open_agent(home)
-    try:
+    with _opened(home) as agent:
         settings = read_settings(home)
         ports = real_ports(home, settings)
         now, policy = ports.clock.now(), settings.policy.as_policy()
@@ -184,23 +196,19 @@ def status(home: Path) -> Result:
                 "runtime": ports.runtime.name,
             }
         )
-    finally:
-        agent.abandon()
 
 
 def forget(home: Path, word: str | None, *, yes: bool) -> Result:
-    """Delete a word's sentences, or everything that came from this person's typing."""
+    """Delete a word's sentences, or everything that came from this person's typing; either way what was made of it.
+
+    An agent that runs in the home notices it between two steps of a training, and before it sends.
+    """
     if word is None and not yes:
         _confirm()
-    agent = open_agent(home)
-    try:
+    with _opened(home) as agent:
         if word is not None:
             return Result({"word": word, "sentences_deleted": agent.forget_word(word)})
-        words = agent.examples.count_words()
-        agent.forget_everything()
-        return Result({"words_deleted": words})
-    finally:
-        agent.abandon()
+        return Result({"words_deleted": agent.forget_everything()})
 
 
 def _confirm() -> None:
@@ -217,8 +225,7 @@ def _confirm() -> None:
 
 def add(home: Path, text: str, *, learn: bool) -> Result:
     """Put text into the example store."""
-    agent = open_agent(home)
-    try:
+    with _opened(home) as agent:
         if agent.examples.vocabulary is None:
             raise CommandError(
                 "there is no model yet, so no vocabulary to filter by",
@@ -227,8 +234,6 @@ def add(home: Path, text: str, *, learn: bool) -> Result:
         messages = sys.stdin.read().splitlines() if text == "-" else [text]
         stored = agent.examples.add_many(messages, real_clock_now(), learn=learn)
         return Result({"sentences_stored": stored, "examples_words": agent.examples.count_words()})
-    finally:
-        agent.abandon()
 
 
 def real_clock_now() -> float:

@@ -1,26 +1,30 @@
 """May this device train, and may it use the network, now? Pure: readings, policy, usage and the time are arguments.
 
 The rules:
-- an unknown or outdated reading counts against training; the one exception is `profile = "mains"`, for a device that
-  has no battery to report: there unknown power counts as plugged in (a battery that says "discharging" still stops it);
+- an unknown reading counts against training, and so does one that is outdated, dated in the future by as much, or no
+  finite number; the one exception is `profile = "mains"`, the owner's word that the device hangs on the mains: there
+  unknown power counts as plugged in and an unknown battery as full (one that says "discharging" or "low" stops it);
+- where the sensors see no battery at all (a desktop with a mains adapter), there is none to know: the adapter alone
+  says whether it charges. A battery that is there and does not say how full it is counts as unknown;
 - training asks for all of: inside the local night window, charging, battery above the floor, idle, cool, budget left;
 - the network asks for an unmetered link and bytes left in the night's budget;
 - the reason is one sentence: what stops it, and what would change that. The first stop in the order above is named.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Generic, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
-Value = TypeVar("Value")
+Value = TypeVar("Value", bound=float)
 MINUTES_A_DAY = 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
 class Reading(Generic[Value]):
-    """A sensor's value, None if unknown, and how many seconds ago it was taken."""
+    """A sensor's value, None if unknown, and how many seconds ago it was taken (negative: dated in the future)."""
 
     value: Value | None = None
     age_s: float = 0.0
@@ -28,13 +32,17 @@ class Reading(Generic[Value]):
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Everything the sensors say: power, battery in percent, heat in Celsius, seconds since the last touch, link."""
+    """Everything the sensors say: power, battery in percent, heat in Celsius, seconds since the last touch, link.
+
+    `has_battery` is false only where the sensors looked and found none.
+    """
 
     charging: Reading[bool] = Reading()
     battery: Reading[float] = Reading()
     celsius: Reading[float] = Reading()
     idle_s: Reading[float] = Reading()
     metered: Reading[bool] = Reading()
+    has_battery: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,9 @@ def decide(readings: Readings, policy: Policy, usage: Usage, now: float) -> Deci
 
 
 def _fresh(reading: Reading[Value], policy: Policy) -> Value | None:
-    return reading.value if reading.age_s <= policy.maximum_age_s else None
+    # Written so that an age that is no number is outdated, too.
+    timely = -policy.maximum_age_s <= reading.age_s <= policy.maximum_age_s
+    return reading.value if timely and reading.value is not None and math.isfinite(reading.value) else None
 
 
 def _stop_training(readings: Readings, policy: Policy, usage: Usage, now: float) -> str:
@@ -113,6 +123,8 @@ def _stop_training(readings: Readings, policy: Policy, usage: Usage, now: float)
         return 'whether it charges is unknown: a power sensor, or profile = "mains", would change that'
     if charging is False:
         return "it is not charging: it trains when the cable is in"
+    if battery is None and readings.has_battery and policy.profile != "mains":
+        return 'how full its battery is is unknown: a battery sensor, or profile = "mains", would change that'
     if battery is not None and battery < policy.minimum_battery:
         return f"the battery is at {battery:.0f} %: it trains from {policy.minimum_battery:.0f} %"
     idle_s = _fresh(readings.idle_s, policy)

@@ -12,7 +12,8 @@ The rules:
 - what is refused leaves no file behind, the slot stays, and the refusal has a name;
 - a broken link leaves the `.part`, which the next attempt resumes;
 - the current and the previous version of each track stay, everything older is deleted;
-- a file that has rotted since is found when it is read, deleted, and counts as not held.
+- a file that has rotted since is found when it is read, and counts as not held: it is fetched again;
+- a version may have the bytes of an older one (an undo): the slot's version rises all the same.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from edge_runtime import trust
 from edge_runtime.adapters.files import remove, storage_error, sync_directory, write_atomically
@@ -123,18 +124,27 @@ class ModelSlots:
 
     def _template(self, template_sha256: str) -> Manifest:
         path = self._home / "templates" / f"{template_sha256}.bin"
+        held = self._held_template(path, template_sha256)
+        if held is not None:
+            return held
         try:
-            return trust.accept_template(path.read_bytes(), keys=self._keys, template_sha256=template_sha256)
-        except FileNotFoundError:
-            try:
-                signed = self._fetch(f"/v1/templates/{template_sha256}", MAX_MANIFEST_BYTES + SIGNED_SLACK_BYTES)
-            except (NotThere, TooLarge) as e:
-                raise trust.ManifestRefused("template_missing", f"the template's manifest is not to be had: {e}") from e
-        except OSError as e:
-            raise StorageFailed(f"{path} cannot be read: {e}") from e
+            signed = self.fetch(f"/v1/templates/{template_sha256}", MAX_MANIFEST_BYTES + SIGNED_SLACK_BYTES)
+        except (NotThere, TooLarge) as e:
+            raise trust.ManifestRefused("template_missing", f"the template's manifest is not to be had: {e}") from e
         manifest = trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)
         write_atomically(path, signed)
         return manifest
+
+    def _held_template(self, path: Path, template_sha256: str) -> Manifest | None:
+        try:
+            return trust.accept_template(path.read_bytes(), keys=self._keys, template_sha256=template_sha256)
+        except FileNotFoundError:
+            return None
+        except trust.ManifestRefused:
+            remove(path)
+            return None
+        except OSError as e:
+            raise StorageFailed(f"{path} cannot be read: {e}") from e
 
     def install(self, signed: bytes, track: Track, now: float) -> Manifest:
         """Make the version described by `signed` the track's current one.
@@ -144,9 +154,10 @@ class ModelSlots:
         """
         manifest = self.accept(signed, track, now)
         slot = self.slot(track)
-        if slot.current == manifest.sha256 and self.held(manifest.sha256) is not None:
-            return manifest
         self._vocabulary(manifest)
+        whole = slot.current == manifest.sha256 and self.held(manifest.sha256) is not None
+        if whole and slot.version == manifest.version:
+            return manifest
         if self.held(manifest.sha256) is None:
             self._download(manifest)
         write_atomically(self._home / "manifests" / f"{manifest.sha256}.bin", signed)
@@ -216,9 +227,9 @@ class ModelSlots:
     def _vocabulary(self, manifest: Manifest) -> None:
         if self.vocabulary(manifest.vocabulary_sha256) is not None:
             return
-        data = self._fetch(manifest.vocabulary_url or f"/v1/vocabularies/{manifest.vocabulary_sha256}", MAX_FILE_BYTES)
+        data = self.fetch(manifest.vocabulary_url or f"/v1/vocabularies/{manifest.vocabulary_sha256}", MAX_FILE_BYTES)
         if hashlib.sha256(data).hexdigest() != manifest.vocabulary_sha256:
-            raise VersionRefused("vocabulary_hash", f"the vocabulary hashes to {manifest.vocabulary_sha256[:16]}...")
+            raise VersionRefused("vocabulary_hash", f"the vocabulary hashes not to {manifest.vocabulary_sha256[:16]}")
         try:
             words = len(Vocabulary.from_bytes(data))
         except ContractError as e:
@@ -227,8 +238,18 @@ class ModelSlots:
             raise VersionRefused("vocabulary", f"the manifest says {manifest.vocabulary_words} words, got {words}")
         write_atomically(self._home / "vocabularies" / f"{manifest.vocabulary_sha256}.txt", data)
 
-    def _fetch(self, url: str, limit_bytes: int) -> bytes:
-        return b"".join(self._downloads.fetch(urljoin(self._model_url, url), 0, limit_bytes).chunks)
+    def fetch(self, url: str, limit_bytes: int) -> bytes:
+        """Return a small file; `url` is relative to the model server's. Raises as `install` does."""
+        return b"".join(self._downloads.fetch(self._address(url), 0, limit_bytes).chunks)
+
+    def _address(self, url: str) -> str:
+        try:
+            address = urljoin(self._model_url, url)
+            urlsplit(address).port  # noqa: B018 - reading it is the check
+            address.encode("ascii")
+        except ValueError as e:
+            raise VersionRefused("wrong_address", f"an address is an ASCII URL, got {url[:200]!r}") from e
+        return address
 
     def _download(self, manifest: Manifest) -> None:
         folder = self._home / "models"
@@ -256,7 +277,7 @@ class ModelSlots:
         sync_directory(folder)
 
     def _append(self, part: Path, start: int, manifest: Manifest) -> None:
-        url = urljoin(self._model_url, manifest.url or f"/v1/models/{manifest.sha256}")
+        url = self._address(manifest.url or f"/v1/models/{manifest.sha256}")
         download = self._downloads.fetch(url, start, manifest.size_bytes)
         with part.open("r+b" if part.exists() else "wb") as file:
             file.truncate(download.start)

@@ -42,6 +42,10 @@ class StorageFailed(PortError):  # noqa: N818
     """The disk or a file on it is broken in another way; the message says which."""
 
 
+class Forgotten(PortError):  # noqa: N818
+    """The person had it forgotten meanwhile: nothing was written, and what was in memory is not to be used."""
+
+
 class RuntimeFailed(PortError):  # noqa: N818
     """The interpreter cannot load a model or run a signature: this version is of no use here."""
 

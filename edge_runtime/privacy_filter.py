@@ -1,10 +1,14 @@
 """What of a person's text may become an example. Pure.
 
 The rules (data.md 5):
-- e-mail addresses and URLs are cut out before anything else sees the text; the rest of their sentence stays;
-- a number is `<num>`, whatever its length: no digit is kept;
-- a word outside the public vocabulary is `<unk>`: no name, no typo, no password can enter an example;
-- a person's own new words (letters only, outside the vocabulary) come out separately; training never reads them.
+- e-mail addresses, mentions and URLs are cut out before anything else sees the text; the rest of their sentence stays;
+- a number is `<num>`, whatever its length, and so is a word with a digit in it (`hunter2`), whole: no digit and no
+  letter of it is kept, and it is no new word;
+- a word outside the public vocabulary is `<unk>`: no name and no typo can enter an example;
+- a person's own new words (letters only, outside the vocabulary) come out separately; training never reads them;
+- a password of letters alone, typed into an ordinary field, cannot be told from words: what of it is in the vocabulary
+  enters the example, and the rest is `<unk>` there and a new word here. Password fields never learn: the keyboard adds
+  nothing from them (`SqliteExampleStore.add` with `learn=False`).
 """
 
 import re

@@ -344,7 +344,9 @@ def _settle(state: State, event: Answered) -> tuple[State, Effects]:
 
 
 def _give_up(state: State, event: Looked) -> tuple[State, Effects]:
-    return _rest(event.now), (Settle(state.update_id, "unanswered"),)
+    # Nobody has heard of an update that was never sent, so its vector returns to the residual and is not lost.
+    verdict = "unanswered" if state.attempts else "stale"
+    return _rest(event.now), (Settle(state.update_id, verdict),)
 
 
 def _undeliverable(state: State, event: Undeliverable) -> tuple[State, Effects]:

@@ -2,11 +2,14 @@
 
 The rules:
 - between steps it asks whether it may go on; if not, the checkpoint is written and the night is over;
-- update, new residual and the session's next state become durable in one transaction, or none of them does;
-- if there is no room for them, the finished training is kept as a checkpoint instead, and is queued another time.
+- update, new residual, the night's usage and the session's next state become durable in one transaction, or none of
+  them does; what is tidied up after it cannot undo it;
+- if there is no room for them, the finished training is kept as a checkpoint instead, and is queued another time;
+- if the person has something forgotten meanwhile, whichever process is told, nothing of the training is queued.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +61,7 @@ class Queued:
     update_id: str
     steps: int
     update_bytes: int
+    finished_at: float
 
 
 Outcome = Stopped | Refused | NoRoom | Queued
@@ -65,7 +69,7 @@ Outcome = Stopped | Refused | NoRoom | Queued
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What a training needs; `save_state` is called inside the transaction that queues the update."""
+    """What a training needs. `times_forgotten` is the store's count as of the session that wants the training."""
 
     home: Path
     store: StateStore
@@ -73,6 +77,7 @@ class TrainingTask:
     runtime: ModelRuntime
     entropy: Entropy
     chunk_bytes: int
+    times_forgotten: int
 
     @property
     def _vectors(self) -> Vectors:
@@ -86,9 +91,14 @@ class TrainingTask:
         *,
         may_go_on: Callable[[], bool],
         finished_at: Callable[[], float],
-        save_state: Callable[[str], None],
+        save_usage: Callable[[], None],
+        save_state: Callable[[str, float], None],
     ) -> Outcome:
-        """Train (or go on), make the update, queue it; `save_state` gets the update's id."""
+        """Train (or go on), make the update, queue it. Raises `Forgotten`.
+
+        `save_usage` is called at every checkpoint; `save_state`, with the update's id and when it was finished, inside
+        the transaction that queues it.
+        """
         manifest = held.manifest
         layout = Layout.of(manifest)
         if layout.fingerprint != offer.layout_fingerprint:
@@ -106,27 +116,29 @@ class TrainingTask:
                 done += 1
                 if checkpoint.steps == local_training.total_steps(checkpoint, offer.plan, manifest):
                     break
-                if not may_go_on():
-                    checkpoints.save(self.home, offer.lease, checkpoint)
+                self.store.refuse_forgotten(self.times_forgotten)
+                goes_on = may_go_on()
+                if not goes_on or done % CHECKPOINT_STEPS == 0:
+                    save_usage()
+                    self._save(offer, checkpoint)
+                if not goes_on:
                     return Stopped(done)
-                if done % CHECKPOINT_STEPS == 0:
-                    checkpoints.save(self.home, offer.lease, checkpoint)
             residual = self._vectors.residual(layout.fingerprint, layout.size)
             encoded = client_update.make(local_training.result_of(checkpoint), base, residual, offer, layout)
+            now = finished_at()
+            sealed = client_update.seal_update(
+                encoded,
+                local_training.result_of(checkpoint),
+                offer,
+                key=self.identity.key,
+                ephemeral_secret=self.entropy(32),
+                finished_at=int(now),
+                chunk_bytes=self.chunk_bytes,
+            )
         except (PlanRefused, ContractError, RuntimeFailed) as e:
             return Refused(str(e), done)
         except (StorageFull, StorageFailed) as e:
             return NoRoom(str(e), done)
-        now = finished_at()
-        sealed = client_update.seal_update(
-            encoded,
-            local_training.result_of(checkpoint),
-            offer,
-            key=self.identity.key,
-            ephemeral_secret=self.entropy(32),
-            finished_at=int(now),
-            chunk_bytes=self.chunk_bytes,
-        )
         try:
             residual_file = self._vectors.write(encoded.residual)
             update = QueuedUpdate(
@@ -134,18 +146,31 @@ class TrainingTask:
                 layout.size, pack_kept(encoded.sent), now,
             )  # fmt: skip
             with self.store.transaction() as connection:
+                self.store.refuse_forgotten(self.times_forgotten)
                 Outbox(self.store).put(connection, update)
                 self._vectors.name_residual(connection, residual_file, layout.fingerprint)
-                save_state(sealed.update_id)
+                save_state(sealed.update_id, now)
         except (StorageFull, StorageFailed) as e:
             return NoRoom(f"{e}; {self._keep(offer, checkpoint)}", done)
-        checkpoints.drop(self.home)
-        self._vectors.sweep()
-        return Queued(sealed.update_id, done, len(encoded.data))
+        self._tidy()
+        return Queued(sealed.update_id, done, len(encoded.data), now)
+
+    def _save(self, offer: TaskOffer, checkpoint: Checkpoint) -> None:
+        checkpoints.save(self.home, offer.lease, checkpoint)
+        # Asked after the write: a `forget` that came before it has deleted an older file, or none.
+        self.store.refuse_forgotten(self.times_forgotten)
+
+    def _tidy(self) -> None:
+        # The transaction has happened: a file that cannot be deleted now must not make it look as if it had not. It
+        # goes at the next tidying, or at the first turn of the next process.
+        with suppress(StorageFull, StorageFailed):
+            checkpoints.drop(self.home)
+        with suppress(StorageFull, StorageFailed):
+            self._vectors.sweep()
 
     def _keep(self, offer: TaskOffer, checkpoint: Checkpoint) -> str:
         try:
-            checkpoints.save(self.home, offer.lease, checkpoint)
+            self._save(offer, checkpoint)
         except (StorageFull, StorageFailed):
             return "the training will be repeated from its seed"
         return "the training is kept as a checkpoint"
@@ -164,7 +189,7 @@ class TrainingTask:
                 if residual_file is not None:
                     self._vectors.name_residual(connection, residual_file, update.layout)
             save_state()
-        self._vectors.sweep()
+        self._tidy()
 
     def _returned(self, update: QueuedUpdate) -> Vector:
         kept = unpack_kept(update.kept, update.size).dense()

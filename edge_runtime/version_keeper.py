@@ -10,7 +10,6 @@ The rules:
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urljoin
 
 from edge_runtime import backoff, session
 from edge_runtime.model_slots import Check, Held, ModelSlots, VersionRefused
@@ -126,10 +125,13 @@ class VersionKeeper:
     def base(self, offer: TaskOffer) -> Held | None:
         """Return the offer's base version if it is here, whole, and what the offer says."""
         held = self.slots.held(offer.base_sha256)
-        if held is None:
+        if held is None or self.slots.vocabulary(held.manifest.vocabulary_sha256) is None:
             return None
-        stated = (held.manifest.version, held.manifest.layout_fingerprint)
-        return held if stated == (offer.base_version, offer.layout_fingerprint) else None
+        # After an undo two versions have the same bytes; the manifest on the disk is the newer's, of either track.
+        slot = self.slots.slot("training")
+        versions = (held.manifest.version, slot.version if slot.sha256 == offer.base_sha256 else 0)
+        fits = offer.base_version in versions and held.manifest.layout_fingerprint == offer.layout_fingerprint
+        return held if fits else None
 
     def fetch_base(self, offer: TaskOffer, draw: float) -> session.Event:
         """Get the offer's base version; the answer is the session's next event."""
@@ -167,9 +169,8 @@ class VersionKeeper:
         yield self._by_http("training")
 
     def _by_http(self, track: Track) -> bytes:
-        url = urljoin(self._enrolled.model_url, f"/v1/populations/{self._enrolled.population}/{track}")
-        download = self._downloads.fetch(url, 0, MAX_MANIFEST_BYTES + ENVELOPE_SLACK_BYTES)
-        return b"".join(download.chunks)
+        path = f"/v1/populations/{self._enrolled.population}/{track}"
+        return self.slots.fetch(path, MAX_MANIFEST_BYTES + ENVELOPE_SLACK_BYTES)
 
 
 def name_of(error: Exception) -> str:

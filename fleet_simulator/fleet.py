@@ -264,7 +264,7 @@ class Fleet:
         for _, version in report.steps:
             self._version = version
         self._steps += len(report.steps)
-        self._applied += getattr(report, "applied", 0)
+        self._applied += report.applied
         self._released += [version for _, version in report.released]
         return len(report.steps)
 

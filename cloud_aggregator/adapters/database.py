@@ -5,7 +5,8 @@ The rules:
   lose the last commits, so it is never used before an acknowledgement;
 - a writing transaction takes the write lock at its start (BEGIN IMMEDIATE): two processes never deadlock half-way;
 - the file is readable by its owner only: it names devices and holds the service's seed;
-- a database of another schema version is refused by name.
+- a database of another schema version is refused by name;
+- user and password of a database's URL are in no message.
 """
 
 import sqlite3
@@ -18,7 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cloud_aggregator.adapters import schema
 from cloud_aggregator.adapters.sql_records import SqlRecords
+from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.errors import Refused, StorageFailed
+from cloud_aggregator.labels import printable
 
 BUSY_TIMEOUT_MS = 20_000
 
@@ -30,13 +33,15 @@ class SqlDatabase:
         try:
             self._engine = sa.create_engine(url)
         except (SQLAlchemyError, ImportError) as e:
-            raise Refused(f"the database URL {url!r} cannot be used: {e}") from e
+            shown = printable(str(e).replace(url, without_credentials(url)))
+            raise Refused(f"the database URL {without_credentials(url)!r} cannot be used: {shown}") from e
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
         try:
             schema.metadata.create_all(self._engine)
         except SQLAlchemyError as e:
-            raise StorageFailed(f"the database {self._engine.url!r} cannot be opened: {e}") from e
+            shown = without_credentials(str(self._engine.url))
+            raise StorageFailed(f"the database {shown!r} cannot be opened: {printable(str(e))}") from e
         with self.transaction() as records:
             found = records.meta("schema")
             if found is None:
@@ -73,7 +78,7 @@ class SqlDatabase:
                 with connection.begin():
                     yield SqlRecords(connection)
         except SQLAlchemyError as e:
-            raise StorageFailed(f"the database failed: {e}") from e
+            raise StorageFailed(f"the database failed: {printable(str(e))}") from e
 
     def close(self) -> None:
         """Close all connections; SQLite folds its write-ahead log into the file."""

@@ -6,6 +6,7 @@ The aggregator has no interpreter and imports none: what keyboards run is what j
 import json
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +22,38 @@ class CommandEvaluator:
         self._text = text
         self._timeout_s = timeout_s
         self._scores: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def top3(self, version: VersionFile) -> float:
         known = self._scores.get(version.model.name)
         if known is None:
             known = self._scores[version.model.name] = self._evaluate(version)
         return known
+
+    def stop(self) -> None:
+        """End the evaluation that runs, and any later one, with `EvaluationFailed`. Safe to call twice."""
+        with self._lock:
+            self._stopped = True
+            if self._running is not None:
+                self._running.kill()
+
+    def _run(self, words: Sequence[str]) -> tuple[int, bytes, bytes]:
+        with self._lock:
+            if self._stopped:
+                raise EvaluationFailed("the evaluator was stopped")
+            running = self._running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            out, errors = running.communicate(timeout=self._timeout_s)
+        except BaseException:
+            running.kill()
+            running.communicate()
+            raise
+        finally:
+            with self._lock:
+                self._running = None
+        return running.returncode, out, errors
 
     def _evaluate(self, version: VersionFile) -> float:
         with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
@@ -35,14 +62,14 @@ class CommandEvaluator:
             words = [*self._command, "evaluate", str(version.model), str(self._text)]
             words += ["--manifest", str(manifest), "--vocabulary", str(version.vocabulary), "--json"]
             try:
-                done = subprocess.run(words, capture_output=True, timeout=self._timeout_s, check=False)
+                code, out, errors = self._run(words)
             except (OSError, subprocess.TimeoutExpired) as e:
                 raise EvaluationFailed(f"{self._command[0]} evaluate: {e}") from e
-        if done.returncode != 0:
-            last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-            raise EvaluationFailed(f"{self._command[0]} evaluate ended with {done.returncode}: {last[:200]}")
+        if code != 0:
+            last = (errors.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
+            raise EvaluationFailed(f"{self._command[0]} evaluate ended with {code}: {last[:200]}")
         try:
-            answer = json.loads(done.stdout.decode("utf-8").splitlines()[-1])
+            answer = json.loads(out.decode("utf-8").splitlines()[-1])
             score = float(answer["top3"])
         except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError) as e:
             raise EvaluationFailed(f"{self._command[0]} evaluate answered no top3: {e!r}") from e

@@ -8,7 +8,11 @@ The rules (each one answers a measured fault of brokers or of paho):
   and what was not acknowledged goes out again from our own queue;
 - at most 16 publishes are in flight; the rest waits here, and while the broker is gone everything waits here;
 - reconnects are ours: full jitter, 1 s doubling to 30 s;
-- a publish larger than the broker's stated limit is dropped with a line on stderr: resending it would never end.
+- a publish larger than the broker's stated limit is dropped with a line on stderr: resending it would never end;
+- an acknowledgement with a failure reason (no permission, over a quota) is no publication: the message goes out again
+  with the next connection;
+- whatever the intake raises, its thread goes on: what could not be stored is tried again, and a group that fails in any
+  other way is given one by one, so that a single message cannot stop the rest.
 """
 
 import queue
@@ -30,11 +34,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.errors import BrokerUnreachable, InvalidSetting, StorageFailed
+from cloud_aggregator.labels import printable
 from cloud_aggregator.ports import Intake, Message
 
 GROUP_MESSAGES = 64
 GROUP_SECONDS = 0.02
+RETRY_SECONDS = 1.0
 WINDOW = 16
 KEEPALIVE_S = 60
 SESSION_EXPIRY_S = 7 * 86_400
@@ -65,7 +72,9 @@ def parse_broker_url(url: str) -> BrokerAddress:
     except ValueError:
         port = -1
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == -1 or parts.path not in ("", "/"):
-        raise InvalidSetting(f"a broker URL is mqtt://host:port or mqtts://host:port, got {url[:120]!r}")
+        raise InvalidSetting(
+            f"a broker URL is mqtt://host:port or mqtts://host:port, got {without_credentials(url)[:120]!r}"
+        )
     tls = parts.scheme == "mqtts"
     return BrokerAddress(parts.hostname, port or (8883 if tls else 1883), tls, parts.username, parts.password)
 
@@ -82,6 +91,7 @@ class _Outgoing:
 class _Acknowledged:
     client: paho.Client
     mid: int
+    refusal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,7 @@ class MqttTransport:
         on_group: Callable[[], None] | None = None,
     ) -> None:
         self._address = parse_broker_url(url)
-        self._url = url
+        self._url = without_credentials(url)
         self._client_id = client_id
         self._filters = subscriptions(shards)
         self._say = say or (lambda text: None)
@@ -212,7 +222,9 @@ class MqttTransport:
         client.on_subscribe = self._has_subscribed
         client.on_disconnect = self._disconnected
         # paho calls this while it holds its own lock: nothing here may wait for a lock of ours.
-        client.on_publish = lambda c, _u, mid, _r, _p: self._outbox.put(_Acknowledged(c, mid))
+        client.on_publish = lambda c, _u, mid, reason, _p: self._outbox.put(
+            _Acknowledged(c, mid, str(reason) if reason.is_failure else "")
+        )
         client.on_message = lambda c, _u, message: self._incoming.put(
             _Incoming(Message(message.topic, bytes(message.payload)), message.mid, c)
         )
@@ -286,6 +298,7 @@ class MqttTransport:
         """Own the window: the only thread that hands messages to paho."""
         waiting: deque[_Outgoing] = deque()
         flying: dict[int, _Outgoing] = {}
+        refused: list[_Outgoing] = []
         client: paho.Client | None = None
         while True:
             event = self._outbox.get()
@@ -296,11 +309,15 @@ class MqttTransport:
                     waiting.append(event)
                 case _Online(client):
                     # What the last connection did not finish goes out again, before what came later.
-                    waiting.extendleft(reversed(list(flying.values())))
+                    waiting.extendleft(reversed([*flying.values(), *refused]))
                     flying.clear()
-                case _Acknowledged(client=by, mid=mid):
+                    refused.clear()
+                case _Acknowledged(client=by, mid=mid, refusal=refusal):
                     finished = flying.pop(mid, None) if by is client else None
-                    if finished is not None and finished.done is not None:
+                    if finished is not None and refusal:
+                        refused.append(finished)
+                        self._say(f"{finished.topic}: the broker refuses the publish: {refusal}")
+                    elif finished is not None and finished.done is not None:
                         finished.done()
             while client is not None and waiting and len(flying) < WINDOW:
                 message = waiting.popleft()
@@ -327,22 +344,28 @@ class MqttTransport:
                     self._incoming.put(None)
                     break
                 group.append(more)
-            while not self._take_group(intake, group):
-                if self._closing.wait(1.0):
+            while group := self._take_group(intake, group):
+                if self._closing.wait(RETRY_SECONDS):
                     return
             if self._on_group is not None:
                 self._on_group()
 
-    def _take_group(self, intake: Intake, group: Sequence[_Incoming]) -> bool:
+    def _take_group(self, intake: Intake, group: list[_Incoming]) -> list[_Incoming]:
+        """Give a group to the intake; return what has to be given again."""
         try:
             intake.take_group([incoming.message for incoming in group])
         except StorageFailed as e:
             self._say(f"{len(group)} messages could not be stored and are not acknowledged: {e}")
-            return False
+            return group
+        except Exception as e:  # noqa: BLE001 - the thread must outlive whatever a message does
+            if len(group) > 1:
+                return [rest for incoming in group for rest in self._take_group(intake, [incoming])]
+            topic = printable(group[0].message.topic)[:200]
+            self._say(f"a message on {topic} cannot be taken in and is dropped: {e!r}")
         for incoming in group:
             # Goes to the connection that brought the message, or nowhere if that one is over.
             incoming.client.ack(incoming.mid, 1)
-        return True
+        return []
 
 
 def _send_at_once(_client: paho.Client, _data: Any, opened: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA: Final = b"1"
+SCHEMA: Final = b"2"
 
 metadata = sa.MetaData()
 
@@ -51,6 +51,8 @@ devices = sa.Table(
     sa.Column("reason", sa.String(400), nullable=False),
     sa.Column("report_nonce", sa.String(32), nullable=False),
     sa.Column("reported_at", sa.BigInteger, nullable=False),
+    sa.Column("retry_earliest", sa.BigInteger, nullable=False),
+    sa.Column("retry_latest", sa.BigInteger, nullable=False),
 )
 
 populations = sa.Table(
@@ -135,6 +137,7 @@ chunks = sa.Table(
     sa.Column("device", sa.String(32), nullable=False),
     sa.Column("size_bytes", sa.Integer, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("arrived_at", sa.BigInteger, nullable=False),
     sa.Index("chunks_by_device", "device"),
 )
 

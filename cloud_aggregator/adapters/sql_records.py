@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from cloud_aggregator.adapters import schema as t
 from cloud_aggregator.adapters.sql_updates import SqlUpdates
+from cloud_aggregator.labels import printable
 from cloud_aggregator.leases import Lease, LeaseState
 from cloud_aggregator.records import (
     AnnouncementRecord,
@@ -72,6 +73,10 @@ class SqlRecords(SqlUpdates):
     def touch_device(self, device: str, now: int) -> None:
         self._connection.execute(sa.update(t.devices).where(t.devices.c.device == device).values(last_seen=now))
 
+    def set_retry(self, device: str, earliest: int, latest: int) -> None:
+        chosen = sa.update(t.devices).where(t.devices.c.device == device)
+        self._connection.execute(chosen.values(retry_earliest=earliest, retry_latest=latest))
+
     def add_population(self, population: PopulationRecord) -> bool:
         return self._insert_new(t.populations, asdict(population)) is not None
 
@@ -95,7 +100,9 @@ class SqlRecords(SqlUpdates):
     def requests(self, limit: int) -> list[RequestRecord]:
         column = t.requests.c
         query = sa.select(column.id, column.device, column.kind, column.key, column.payload)
-        rows = self._connection.execute(query.order_by(column.device, column.id).limit(limit))
+        # A flood of questions must not keep anybody's check-in from this pass.
+        order = (column.kind != "check-in", column.device, column.id)
+        rows = self._connection.execute(query.order_by(*order).limit(limit))
         return [RequestRecord(**row._mapping) for row in rows]
 
     def drop_requests(self, ids: Sequence[int]) -> None:
@@ -107,6 +114,11 @@ class SqlRecords(SqlUpdates):
     def count_requests(self, kind: str) -> int:
         query = sa.select(sa.func.count()).select_from(t.requests).where(t.requests.c.kind == kind)
         return int(self._connection.scalar(query) or 0)
+
+    def waiting_queries(self, device: str) -> set[tuple[str, str]]:
+        column = t.requests.c
+        query = sa.select(column.kind, column.key).where((column.device == device) & (column.kind != "check-in"))
+        return {(row.kind, row.key) for row in self._connection.execute(query)}
 
     def add_lease(self, lease: Lease) -> None:
         self._connection.execute(sa.insert(t.leases).values(asdict(lease)))
@@ -206,7 +218,9 @@ class SqlRecords(SqlUpdates):
         count = int((self.meta(f"event:{kind}") or b"0").decode()) + 1
         self.set_meta(f"event:{kind}", b"%d" % count)
         if count <= MAX_EVENTS:
-            self._connection.execute(sa.insert(t.events).values(at=at, kind=kind, device=device[:32], text=text[:400]))
+            self._connection.execute(
+                sa.insert(t.events).values(at=at, kind=kind, device=device[:32], text=printable(text)[:400])
+            )
 
     def count_events(self) -> dict[str, int]:
         rows = self._connection.execute(sa.select(t.meta).where(t.meta.c.key.like("event:%")))

@@ -48,11 +48,8 @@ class SqlUpdates:
         row = self._connection.execute(query.order_by(t.updates.c.lease.is_(None), t.updates.c.id).limit(1)).first()
         return None if row is None else UpdateRecord(**row._mapping)
 
-    def count_refused_at_door(self, device: str, update_id: str | None = None) -> int:
-        chosen = (t.updates.c.device == device) & t.updates.c.lease.is_(None)
-        if update_id is not None:
-            chosen &= t.updates.c.update_id == update_id
-        return self._count(t.updates, chosen)
+    def count_refused_at_door(self, device: str) -> int:
+        return self._count(t.updates, (t.updates.c.device == device) & t.updates.c.lease.is_(None))
 
     def set_update_state(self, id: int, state: UpdateState, mismatches: int) -> None:
         change = sa.update(t.updates).where(t.updates.c.id == id).values(state=state, mismatches=mismatches)
@@ -109,8 +106,9 @@ class SqlUpdates:
         rows = self._connection.execute(query.group_by(column.verdict, column.staleness))
         return {(row.verdict, row.staleness): row.n for row in rows}
 
-    def put_chunk(self, update_id: str, device: str, index: int, data: bytes) -> None:
+    def put_chunk(self, update_id: str, device: str, index: int, data: bytes, now: int) -> None:
         values = {"update_id": update_id, "index": index, "device": device, "size_bytes": len(data), "data": data}
+        values["arrived_at"] = now
         self._connection.execute(self._insert(t.chunks).values(values).on_conflict_do_nothing())
 
     def chunk_sizes(self, update_id: str) -> dict[int, int]:
@@ -128,10 +126,16 @@ class SqlUpdates:
     def drop_chunks(self, update_id: str) -> None:
         self._connection.execute(sa.delete(t.chunks).where(t.chunks.c.update_id == update_id))
 
-    def unfinished_bytes(self, device: str) -> int:
-        finished = sa.select(t.updates.c.update_id).where(t.updates.c.device == device, t.updates.c.state == "judged")
+    def unfinished_bytes(self, device: str, *, claimed: bool) -> int:
+        column = t.updates.c
+        signed = sa.select(column.update_id).where(column.device == device, column.lease.is_not(None))
         query = sa.select(sa.func.coalesce(sa.func.sum(t.chunks.c.size_bytes), 0))
-        chosen = (t.chunks.c.device == device) & t.chunks.c.update_id.not_in(finished)
+        chosen = t.chunks.c.device == device
+        if claimed:
+            unused = signed.where(column.verdict.is_(None) | (column.verdict != "accepted"))
+            chosen &= t.chunks.c.update_id.in_(unused)
+        else:
+            chosen &= t.chunks.c.update_id.not_in(signed)
         return int(self._connection.scalar(query.where(chosen)) or 0)
 
     def drop_old_chunks(self, judged_before: int) -> int:
@@ -142,7 +146,19 @@ class SqlUpdates:
 
     def drop_old_refusals(self, judged_before: int) -> int:
         column = t.updates.c
-        old = (column.judged_at < judged_before) & column.lease.is_(None)
+        old = (column.judged_at < judged_before) & (column.verdict != "accepted")
+        return self._connection.execute(sa.delete(t.updates).where(old)).rowcount
+
+    def drop_unclaimed_chunks(self, arrived_before: int) -> int:
+        claimed = sa.select(t.updates.c.update_id).where(t.updates.c.lease.is_not(None))
+        old = (t.chunks.c.arrived_at < arrived_before) & t.chunks.c.update_id.not_in(claimed)
+        return self._connection.execute(sa.delete(t.chunks).where(old)).rowcount
+
+    def drop_old_uploads(self, arrived_before: int) -> int:
+        column = t.updates.c
+        old = (column.state == "open") & (column.arrived_at < arrived_before)
+        chunks = t.chunks.c.update_id.in_(sa.select(column.update_id).where(old))
+        self._connection.execute(sa.delete(t.chunks).where(chunks))
         return self._connection.execute(sa.delete(t.updates).where(old)).rowcount
 
     def _count(self, table: sa.Table, chosen: sa.ColumnElement[bool]) -> int:

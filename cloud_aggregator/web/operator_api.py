@@ -1,7 +1,8 @@
 """The operator's API: the same nouns and verbs as the command, behind one bearer token.
 
 The token stands in a file that only the service's user reads; it is compared in constant time. Every answer is a JSON
-object. Nothing of an update's content can be had here.
+object. Looking a device up takes the beginning of its id or its label; changing one takes the whole id, so that no
+label stands in the way. Nothing of an update's content can be had here.
 """
 
 import hmac
@@ -99,20 +100,16 @@ def operator_routes(service: Service, token: str) -> APIRouter:
 
     @routes.post("/devices/{device}/revoke")
     def revoke(device: str) -> dict[str, Any]:
+        service.revoke(device, now())
         with service.database.reading() as records:
-            found = view.find_device(records, device)
-        service.revoke(found.device, now())
-        with service.database.reading() as records:
-            return view.device_view(view.find_device(records, found.device))
+            return view.device_view(view.find_device(records, device))
 
     @routes.post("/devices/{device}/label")
     def label(device: str, body: Body) -> dict[str, Any]:
         wanted: LabelBody = _parse(body, LabelBody)
+        service.label(device, wanted.label)
         with service.database.reading() as records:
-            found = view.find_device(records, device)
-        service.label(found.device, wanted.label)
-        with service.database.reading() as records:
-            return view.device_view(view.find_device(records, found.device))
+            return view.device_view(view.find_device(records, device))
 
     @routes.post("/tokens")
     def mint(body: Body) -> dict[str, Any]:

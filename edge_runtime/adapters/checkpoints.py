@@ -1,41 +1,59 @@
 """A training that was stopped between two steps, HOME/checkpoint.npz: one at most, for one lease.
 
-Written whole (see `files`); a file of another lease, or one that cannot be read, counts as none: the same seed trains
-the same again. It holds the person's rows, so it is private, and `edge-runtime forget` deletes it.
+The rules:
+- the file is written whole (see `files`): arrays as `numpy.savez` writes them, then the SHA-256 of those bytes;
+- a file of another lease, or one whose bytes are not those that were written, counts as none: the same seed trains the
+  same again;
+- it holds the person's rows, so it is private, and `edge-runtime forget` deletes it.
+numpy is loaded when a checkpoint is written or read, so that an idle agent stays small.
 """
 
+import hashlib
 import io
-import zipfile
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from edge_runtime.adapters.files import remove, write_atomically
-from edge_runtime.local_training import Checkpoint
+
+if TYPE_CHECKING:
+    from edge_runtime.local_training import Checkpoint
 
 CHECKPOINT_FILE = "checkpoint.npz"
+DIGEST_BYTES = 32
 
 
-def save(home: Path, lease: str, checkpoint: Checkpoint) -> None:
+def save(home: Path, lease: str, checkpoint: "Checkpoint") -> None:
     """Keep a checkpoint. Raises `StorageFull` or `StorageFailed`; the one before stays then."""
+    import numpy as np
+
     buffer = io.BytesIO()
     weights = {f"packed/{name}": value for name, value in checkpoint.packed.items()}
     progress = np.array([checkpoint.steps, checkpoint.loss_before, checkpoint.loss_after], dtype=np.float64)
     np.savez(buffer, lease=np.array(lease), rows=checkpoint.rows, progress=progress, **weights)  # type: ignore[arg-type]
-    write_atomically(home / CHECKPOINT_FILE, buffer.getvalue(), mode=0o600)
+    data = buffer.getvalue()
+    write_atomically(home / CHECKPOINT_FILE, data + hashlib.sha256(data).digest(), mode=0o600)
 
 
-def load(home: Path, lease: str) -> Checkpoint | None:
+def load(home: Path, lease: str) -> "Checkpoint | None":
     """Return the lease's checkpoint, or None."""
+    import numpy as np
+
+    from edge_runtime.local_training import Checkpoint
+
     try:
-        with np.load(home / CHECKPOINT_FILE, allow_pickle=False) as arrays:
-            if str(arrays["lease"]) != lease:
-                return None
-            steps, before, after = (float(value) for value in arrays["progress"])
-            packed = {name.removeprefix("packed/"): arrays[name] for name in arrays.files if name.startswith("packed/")}
-            return Checkpoint(packed, arrays["rows"].astype(np.int32), int(steps), before, after)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        stored = (home / CHECKPOINT_FILE).read_bytes()
+    except OSError:
         return None
+    data, digest = stored[:-DIGEST_BYTES], stored[-DIGEST_BYTES:]
+    # The zip format has more ways to be broken than a reader has exceptions; what has this digest was written above.
+    if hashlib.sha256(data).digest() != digest:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        if str(arrays["lease"]) != lease:
+            return None
+        steps, before, after = (float(value) for value in arrays["progress"])
+        packed = {name.removeprefix("packed/"): arrays[name] for name in arrays.files if name.startswith("packed/")}
+        return Checkpoint(packed, arrays["rows"].astype(np.int32), int(steps), before, after)
 
 
 def drop(home: Path) -> None:

@@ -44,8 +44,8 @@ class HttpDownloads:
 
 def connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
     """Return an unopened connection for `url`. Raises `Unreachable` if it is no http(s) address."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as e:
         raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}") from e
@@ -66,6 +66,9 @@ def request(
         return connection.getresponse()
     except (OSError, http.client.HTTPException) as e:
         raise Unreachable(f"{parts.scheme}://{parts.netloc} does not answer: {e}") from e
+    except ValueError as e:
+        # Among them UnicodeError, of a path or a host name that is not ASCII.
+        raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}: {e}") from e
 
 
 def _read(

@@ -19,7 +19,7 @@ from typing import Any
 from edge_runtime.adapters.state_store import open_database, transaction, translate
 from edge_runtime.ports import Entropy
 from edge_runtime.privacy_filter import filter_text
-from wire_contract.vocabulary import Vocabulary
+from wire_contract.vocabulary import SPECIALS, Vocabulary, split_sentences
 
 SCHEMA_VERSION = 1
 KEPT_S = 30 * 86_400.0
@@ -40,10 +40,14 @@ class SqliteExampleStore:
         self._path = path
         self.vocabulary = vocabulary
         self._connection = open_database(path, _SCHEMA, SCHEMA_VERSION)
-        salt = self._connection.execute("SELECT value FROM salt").fetchone()
-        if salt is None:
-            salt = (entropy(32),)
-            self._connection.execute("INSERT INTO salt VALUES (?)", salt)
+        try:
+            salt = self._connection.execute("SELECT value FROM salt").fetchone()
+            if salt is None:
+                salt = (entropy(32),)
+                self._connection.execute("INSERT INTO salt VALUES (?)", salt)
+        except sqlite3.Error as e:
+            self._connection.close()
+            raise translate(e, str(path)) from e
         self._salt = bytes(salt[0])
 
     def add(self, text: str, now: float, *, learn: bool = True) -> int:
@@ -116,14 +120,21 @@ class SqliteExampleStore:
             raise translate(e, str(self._path)) from e
 
     def forget_word(self, word: str) -> int:
-        """Delete every sentence with `word`, and the word itself; return how many sentences that was."""
-        wanted = word.lower()
+        """Delete every sentence with `word`, and the word itself; return how many sentences that was.
+
+        `word` is read as typed text is, so its case and its kind of apostrophe do not matter; of several words, a
+        sentence must hold all of them in a row. A word with a digit was never stored, and has no sentence to delete.
+        """
+        phrases = [tokens for tokens in split_sentences(word) if not set(tokens) & set(SPECIALS)]
+        deleted = 0
         with transaction(self._connection, str(self._path)) as connection:
-            deleted = connection.execute(
-                "DELETE FROM sentence WHERE instr(' ' || tokens || ' ', ?) > 0", (f" {wanted} ",)
-            ).rowcount
-            connection.execute("DELETE FROM new_word WHERE word = ?", (wanted,))
-            connection.execute("DELETE FROM sighting WHERE hash = ?", (self._hash(wanted),))
+            for tokens in phrases:
+                deleted += connection.execute(
+                    "DELETE FROM sentence WHERE instr(' ' || tokens || ' ', ?) > 0", (f" {' '.join(tokens)} ",)
+                ).rowcount
+                for token in tokens:
+                    connection.execute("DELETE FROM new_word WHERE word = ?", (token,))
+                    connection.execute("DELETE FROM sighting WHERE hash = ?", (self._hash(token),))
         self._scrub()
         return deleted
 

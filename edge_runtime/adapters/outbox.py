@@ -8,6 +8,8 @@ import sqlite3
 from dataclasses import dataclass
 
 from edge_runtime.adapters.state_store import StateStore, translate
+from edge_runtime.session import SendUpdate
+from wire_contract.topics import UpdateTopic, build_topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,17 @@ class QueuedUpdate:
     size: int
     kept: bytes
     queued_at: float
+
+    def pieces(self, device: str, wanted: SendUpdate) -> list[tuple[str, bytes]]:
+        """Return topics and payloads of what is wanted of this update; a chunk that it does not have is left out."""
+        chunks = range(len(self.chunks)) if wanted.everything else wanted.missing
+        numbers = [number for number in chunks if 0 <= number < len(self.chunks)]
+        found = [(self._topic(device, number), self.chunks[number]) for number in numbers]
+        with_init = wanted.everything or wanted.with_init
+        return [(self._topic(device, None), self.init), *found] if with_init else found
+
+    def _topic(self, device: str, number: int | None) -> str:
+        return build_topic(UpdateTopic(self.shard, device, self.update_id, number))
 
 
 class Outbox:

@@ -10,7 +10,8 @@
     ROOT/run/edge-runtime/metered                "0" or "1", or "0 WRITTEN_AT"
 
 The last two are the convention for desktop and network hooks: a hook writes the file whole, WRITTEN_AT in Unix seconds
-(without it the value counts as fresh). What is missing or unreadable is unknown. `write_fixture` writes the same tree.
+(without it the value counts as fresh). What is missing, unreadable or no finite number is unknown; so is the age of a
+value whose WRITTEN_AT is none, and with it the value. `write_fixture` writes the same tree.
 """
 
 import math
@@ -31,16 +32,18 @@ class FileSensors:
 
     def read(self, now: float) -> Readings:
         """Read everything once; the files are small and local."""
-        charging, battery = self._power()
+        charging, battery, has_battery = self._power()
         return Readings(
             charging=Reading(charging),
             battery=Reading(battery),
             celsius=Reading(self._hottest()),
             idle_s=self._hook("idle_seconds", float, now),
             metered=self._hook("metered", lambda text: bool(int(text)), now),
+            has_battery=has_battery,
         )
 
-    def _power(self) -> tuple[bool | None, float | None]:
+    def _power(self) -> tuple[bool | None, float | None, bool]:
+        has_battery = False
         online: list[bool] = []
         status: list[str] = []
         capacity: list[float] = []
@@ -49,6 +52,7 @@ class FileSensors:
                 continue
             kind = _text(supply / "type")
             if kind == "Battery":
+                has_battery = True
                 state = _text(supply / "status")
                 if state is not None:
                     status.append(state.lower())
@@ -61,12 +65,12 @@ class FileSensors:
                     online.append(plugged > 0)
         battery = min(capacity) if capacity else None
         if any(state == "discharging" for state in status):
-            return False, battery
+            return False, battery, has_battery
         if any(online):
-            return True, battery
+            return True, battery, has_battery
         if any(state in _CHARGING for state in status):
-            return True, battery
-        return (False if online else None), battery
+            return True, battery, has_battery
+        return (False if online else None), battery, has_battery
 
     def _hottest(self) -> float | None:
         zones = [_number(_text(path)) for path in self._root.glob("sys/class/thermal/thermal_zone*/temp")]
@@ -77,10 +81,10 @@ class FileSensors:
         words = (_text(self._root / "run/edge-runtime" / name) or "").split()
         try:
             value = convert(words[0])
-            age_s = max(0.0, now - float(words[1])) if len(words) > 1 else 0.0
+            age_s = now - float(words[1]) if len(words) > 1 else 0.0
         except (IndexError, ValueError):
             return Reading()
-        return Reading(value, age_s)
+        return Reading(value, age_s) if math.isfinite(value) and math.isfinite(age_s) else Reading()
 
 
 def write_fixture(

@@ -3,7 +3,9 @@
 The rules:
 - a change that belongs together is one transaction (`with store.transaction()`), or it never happened;
 - `sqlite3` errors leave as `StorageFull` or `StorageFailed`, and nothing is half-written;
-- values are bytes under a name; what they mean is the caller's.
+- values are bytes under a name; what they mean is the caller's;
+- the store counts how often it was told to forget: whoever began before writes nothing after (`Forgotten`), even if
+  the forgetting was done by another process.
 """
 
 import sqlite3
@@ -12,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_runtime.eligibility import Usage
-from edge_runtime.ports import StorageFailed, StorageFull
+from edge_runtime.ports import Forgotten, StorageFailed, StorageFull
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -29,6 +31,7 @@ CREATE TABLE chunk (
 CREATE TABLE vector (name TEXT PRIMARY KEY, file TEXT NOT NULL, layout TEXT NOT NULL) WITHOUT ROWID;
 """
 KEPT_NIGHTS = 14
+_TIMES_FORGOTTEN = "SELECT COALESCE((SELECT CAST(value AS INTEGER) FROM memory WHERE name = 'times_forgotten'), 0)"
 
 
 def translate(error: sqlite3.Error, what: str) -> StorageFull | StorageFailed:
@@ -105,12 +108,37 @@ class StateStore:
             raise translate(e, str(self.path)) from e
         return None if row is None else bytes(row[0])
 
-    def put(self, name: str, value: bytes) -> None:
-        """Set a value; its own transaction unless one is open."""
+    def put(self, name: str, value: bytes, *, times_forgotten: int) -> None:
+        """Set a value; its own transaction unless one is open. Raises `Forgotten` as `refuse_forgotten` does."""
         try:
-            self.connection.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (name, value))
+            written = self.connection.execute(
+                f"INSERT OR REPLACE INTO memory SELECT ?, ? WHERE ({_TIMES_FORGOTTEN}) = ?",
+                (name, value, times_forgotten),
+            ).rowcount
         except sqlite3.Error as e:
             raise translate(e, str(self.path)) from e
+        if not written:
+            raise Forgotten(f"{self.path} was told to forget: {name} is not written")
+
+    def times_forgotten(self) -> int:
+        """Return how often this store was told to forget."""
+        try:
+            return int(self.connection.execute(_TIMES_FORGOTTEN).fetchone()[0])
+        except sqlite3.Error as e:
+            raise translate(e, str(self.path)) from e
+
+    def refuse_forgotten(self, times_forgotten: int) -> None:
+        """Raise `Forgotten` if the count moved on; in a transaction, none can come between this and its commit."""
+        if self.times_forgotten() != times_forgotten:
+            raise Forgotten(f"{self.path} was told to forget")
+
+    def forget(self, connection: sqlite3.Connection) -> int:
+        """Delete updates, chunks and vectors' names, and count it, in the caller's transaction; return the count."""
+        for table in ("outbox", "chunk", "vector"):
+            connection.execute(f"DELETE FROM {table}")
+        times = self.times_forgotten() + 1
+        connection.execute("INSERT OR REPLACE INTO memory VALUES ('times_forgotten', ?)", (str(times).encode(),))
+        return times
 
     def usage(self, night: str) -> Usage:
         """Return what a night has used so far."""
@@ -122,18 +150,17 @@ class StateStore:
             raise translate(e, str(self.path)) from e
         return Usage() if row is None else Usage(row[0], row[1])
 
-    def add_usage(self, night: str, *, training_s: float = 0.0, sent_bytes: int = 0) -> None:
-        """Count what was used; forget nights long gone."""
-        with self.transaction() as connection:
-            connection.execute(
-                "INSERT INTO usage VALUES (?, ?, ?) ON CONFLICT(night) DO UPDATE SET"
-                " training_s = training_s + excluded.training_s, sent_bytes = sent_bytes + excluded.sent_bytes",
-                (night, training_s, sent_bytes),
-            )
-            connection.execute(
-                "DELETE FROM usage WHERE night NOT IN (SELECT night FROM usage ORDER BY night DESC LIMIT ?)",
-                (KEPT_NIGHTS,),
-            )
+    def add_usage(self, connection: sqlite3.Connection, night: str, used: Usage) -> None:
+        """Count what was used, in the caller's transaction; forget nights long gone."""
+        connection.execute(
+            "INSERT INTO usage VALUES (?, ?, ?) ON CONFLICT(night) DO UPDATE SET"
+            " training_s = training_s + excluded.training_s, sent_bytes = sent_bytes + excluded.sent_bytes",
+            (night, used.training_s, used.sent_bytes),
+        )
+        connection.execute(
+            "DELETE FROM usage WHERE night NOT IN (SELECT night FROM usage ORDER BY night DESC LIMIT ?)",
+            (KEPT_NIGHTS,),
+        )
 
     def close(self) -> None:
         """Close the file; a store is not used after."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.adapters.files import remove, write_atomically
-from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.adapters.state_store import StateStore, translate
 from edge_runtime.ports import StorageFailed
 from wire_contract.codec import SparseVector
 
@@ -72,9 +72,12 @@ class Vectors:
 
     def residual(self, layout: str, size: int) -> NDArray[np.float32] | None:
         """Return the residual of a layout, or None: none kept, another layout's, or its file broke."""
-        row = self._store.connection.execute(
-            "SELECT file FROM vector WHERE name = ? AND layout = ?", (RESIDUAL, layout)
-        ).fetchone()
+        try:
+            row = self._store.connection.execute(
+                "SELECT file FROM vector WHERE name = ? AND layout = ?", (RESIDUAL, layout)
+            ).fetchone()
+        except sqlite3.Error as e:
+            raise translate(e, "the residual") from e
         if row is None:
             return None
         try:
@@ -88,10 +91,14 @@ class Vectors:
         connection.execute("INSERT OR REPLACE INTO vector VALUES (?, ?, ?)", (RESIDUAL, file, layout))
 
     def sweep(self) -> None:
-        """Delete the files that no row names."""
-        if not self._folder.is_dir():
-            return
-        named = {row[0] for row in self._store.connection.execute("SELECT file FROM vector")}
-        for path in self._folder.iterdir():
+        """Delete the files that no row names. Raises `StorageFailed` if one cannot be deleted."""
+        try:
+            named = {row[0] for row in self._store.connection.execute("SELECT file FROM vector")}
+            paths = list(self._folder.iterdir()) if self._folder.is_dir() else []
+        except sqlite3.Error as e:
+            raise translate(e, "the residual") from e
+        except OSError as e:
+            raise StorageFailed(f"{self._folder} cannot be read: {e}") from e
+        for path in paths:
             if path.name not in named:
                 remove(path)

@@ -19,6 +19,7 @@ from cloud_aggregator.adapters.database import SqlDatabase
 from cloud_aggregator.adapters.key_files import make_keys
 from cloud_aggregator.bundle import Bundle, check_bundle
 from cloud_aggregator.config import PopulationSettings
+from cloud_aggregator.housekeeping import KEEP_VERSIONS
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.population import found
 from cloud_aggregator.ports import Message
@@ -169,6 +170,7 @@ class Aggregator:
     gate: Gate = field(default_factory=Gate)
     clock: SetClock = field(default_factory=SetClock)
     wire: Wire = field(default_factory=Wire)
+    keep_versions: int = KEEP_VERSIONS
 
     def __post_init__(self):
         self.keys: ServiceKeys = make_keys(self.folder, entropy(b"service"))
@@ -178,8 +180,9 @@ class Aggregator:
         self.database = SqlDatabase.in_folder(self.folder)
         self.blobs = FileBlobs(self.folder / "blobs")
         self.service = Service(
-            self.database, self.blobs, self.keys, self.wire, self.clock, entropy=entropy(b"tokens"), gate=self.gate
-        )
+            self.database, self.blobs, self.keys, self.wire, self.clock, entropy=entropy(b"tokens"), gate=self.gate,
+            keep_versions=self.keep_versions,
+        )  # fmt: skip
 
     def restart(self):
         """Forget everything that is not on disk."""
@@ -286,12 +289,17 @@ class Phone:
         return self.answers("down/rcpt", "receipt", Receipt)
 
     def lease(self, **changes: object) -> TaskOffer:
-        """Check in, let the aggregator turn, and return the offer."""
+        """Check in, let the aggregator turn, and return the offer. After an answer, `rest` first."""
         self.aggregator.take(self.check_in_message(**changes))
         self.aggregator.turn()
         reply = self.replies()[-1]
         assert isinstance(reply, TaskOffer), reply
         return reply
+
+    def rest(self) -> None:
+        """Let the clock go on to the earliest moment that this device was told."""
+        clock = self.aggregator.clock
+        clock.value = max(clock.value, self.replies()[-1].retry.earliest)
 
     def update(self, offer: TaskOffer, **choices: object) -> list[Message]:
         """Return the messages of an update for a lease; see `build_update`."""
@@ -366,6 +374,29 @@ def update_id_of(messages: list[Message]) -> str:
     topic = parse_topic(messages[0].topic)
     assert isinstance(topic, UpdateTopic)
     return topic.update_id
+
+
+def big_update(phone, offer):
+    """An update of three chunks: padding that is honest in size and hash but no codec."""
+    return phone.update(offer, sealed=bytes(range(256)) * 10)
+
+
+def submit(aggregator, phone, messages):
+    """Deliver, turn, and return the receipt and the row."""
+    aggregator.take(*messages)
+    aggregator.turn()
+    receipt = phone.receipts()[-1]
+    return receipt, aggregator.update_row(update_id_of(messages))
+
+
+def run_step(aggregator: Aggregator, fleet: list[Phone]) -> dict:
+    """Give every phone a lease and take every phone's update in; return the offers. The next turn judges them."""
+    aggregator.take(*[phone.check_in_message() for phone in fleet])
+    aggregator.turn()
+    offers = {phone: phone.replies()[-1] for phone in fleet}
+    for phone in fleet:
+        aggregator.take(*phone.update(offers[phone]))
+    return offers
 
 
 def announced(wire: Wire, topic_end: str) -> list[ModelAnnouncement]:

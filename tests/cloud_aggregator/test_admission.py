@@ -1,6 +1,7 @@
 """Every refusal by its name, as the receipt tells it and as it stands in the database; nothing refused is counted."""
 
 import hashlib
+import sqlite3
 import struct
 
 import msgspec
@@ -10,7 +11,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_aggregator.admission import OpenedInit, Rules, Verdict, admit, open_init, update_weight
+from cloud_aggregator import operator_view as view
+from cloud_aggregator.admission import (
+    Arrived,
+    OpenedInit,
+    Rules,
+    Verdict,
+    admit,
+    open_init,
+    update_weight,
+)
 from cloud_aggregator.ports import Message
 from tests.cloud_aggregator.fleet import (
     CLIP_NORM,
@@ -19,8 +29,10 @@ from tests.cloud_aggregator.fleet import (
     SIZE,
     Aggregator,
     Phone,
+    big_update,
     delta_of,
     phones,
+    submit,
     update_id_of,
 )
 from wire_contract import codec
@@ -28,14 +40,6 @@ from wire_contract.messages import Chunk, Plan, encode_message
 from wire_contract.topics import UpdateTopic, build_topic
 
 HEADER = struct.Struct("<4sBBBBIIfI")
-
-
-def submit(aggregator, phone, messages):
-    """Deliver, turn, and return the receipt and the row."""
-    aggregator.take(*messages)
-    aggregator.turn()
-    receipt = phone.receipts()[-1]
-    return receipt, aggregator.update_row(update_id_of(messages))
 
 
 def assert_refused(aggregator, phone, messages, name):
@@ -126,19 +130,36 @@ def test_another_populations_update_is_a_wrong_task(aggregator, phone):
     assert_refused(aggregator, phone, phone.update(phone.lease(), population="other"), "wrong_task")
 
 
-def test_an_unknown_task_is_a_wrong_task(aggregator, phone):
-    assert_refused(aggregator, phone, phone.update(phone.lease(), task="ab" * 8), "wrong_task")
+def assert_only_an_event(aggregator, phone, messages, name, events=1):
+    """Nothing of it is kept, nobody is told, and it is counted by name."""
+    before = len(phone.receipts())
+    aggregator.take(*messages)
+    aggregator.turn()
+    assert len(phone.receipts()) == before
+    assert aggregator.update_row(update_id_of(messages)) is None
+    with aggregator.database.reading() as records:
+        assert view.status_view(records, NOW)["events"][name] == events
+        assert records.count_updates("judged") == before
+        assert records.count_updates("open") == records.count_updates("received") == 0
 
 
-def test_a_lease_that_was_never_given_is_unknown(aggregator, phone):
-    assert_refused(aggregator, phone, phone.update(phone.lease(), lease="cd" * 16), "unknown_lease")
+def test_an_update_for_a_task_that_the_device_was_never_given_is_an_event(aggregator, phone):
+    assert_only_an_event(aggregator, phone, phone.update(phone.lease(), task="ab" * 8), "unknown_lease")
+
+
+def test_however_many_leases_a_device_invents_no_row_is_kept(aggregator, phone):
+    offer = phone.lease()
+    for i in range(5):
+        assert_only_an_event(aggregator, phone, phone.update(offer, lease=f"{i:032x}"), "unknown_lease", events=i + 1)
+    receipt, _ = submit(aggregator, phone, phone.update(offer))
+    assert receipt.verdict == "accepted"
 
 
 def test_another_devices_lease_is_unknown(aggregator, phone):
     offer = phone.lease()
     thief = Phone(2, aggregator)
     thief.enrol()
-    assert_refused(aggregator, thief, thief.update(offer), "unknown_lease")
+    assert_only_an_event(aggregator, thief, thief.update(offer), "unknown_lease")
 
 
 def test_a_base_version_that_the_lease_did_not_name_is_refused(aggregator, phone):
@@ -197,12 +218,24 @@ def test_an_update_four_steps_behind_is_stale_and_three_steps_behind_is_not(tmp_
         assert len(records.accepted_unused(row.task)) == 1
 
 
-def test_an_unknown_device_is_told_so_and_its_chunks_are_not_kept(aggregator, phone):
+def test_of_an_unknown_device_neither_init_nor_chunks_are_kept(aggregator, phone):
     offer = phone.lease()
     stranger = Phone(9, aggregator)
     messages = stranger.update(offer)
-    assert_refused(aggregator, stranger, messages, "unknown_device")
-    assert aggregator.events()["unknown_device"] == len(messages)
+    assert_only_an_event(aggregator, stranger, messages, "unknown_device", events=len(messages))
+    with aggregator.database.reading() as records:
+        assert records.sealed_bytes(update_id_of(messages)) == b""
+
+
+def test_a_revoked_device_is_told_so_when_it_signs_an_update(aggregator, phone):
+    messages = phone.update(phone.lease())
+    aggregator.service.revoke(phone.id, NOW)
+    receipt, _ = assert_refused(aggregator, phone, messages, "unknown_device")
+    assert "revoked" in receipt.reason
+    other = phone.update(phone.replies()[-1], key=Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    aggregator.take(other[0])
+    aggregator.turn()
+    assert len(phone.receipts()) == 1
 
 
 def test_a_revoked_device_is_unknown_even_for_what_waits(aggregator, phone):
@@ -213,10 +246,12 @@ def test_a_revoked_device_is_unknown_even_for_what_waits(aggregator, phone):
     assert_refused(aggregator, phone, messages, "unknown_device")
 
 
-def test_an_init_signed_by_another_key_is_refused_and_leaves_the_key_free(aggregator, phone):
+@pytest.mark.parametrize("payload", [None, b"", b"garbage", b"\x95\x02\xa6update\xa0\xc4\x00\xc4\x00"])
+def test_an_init_that_the_device_did_not_sign_earns_no_answer_and_takes_no_key(aggregator, phone, payload):
     offer = phone.lease()
-    forged = phone.update(offer, key=Ed25519PrivateKey.from_private_bytes(bytes(32)))
-    assert_refused(aggregator, phone, forged[:1], "bad_signature")
+    forged = phone.update(offer, key=Ed25519PrivateKey.from_private_bytes(bytes(32)))[0]
+    forged = forged if payload is None else Message(forged.topic, payload)
+    assert_only_an_event(aggregator, phone, [forged], "bad_signature")
     receipt, row = submit(aggregator, phone, phone.update(offer))
     assert receipt.verdict == row.verdict == "accepted"
 
@@ -269,11 +304,6 @@ def test_a_refused_update_that_comes_again_gets_its_first_receipt(aggregator, ph
     first, again = phone.receipts()
     assert first == again
     assert first.verdict == "wrong_layout"
-
-
-def big_update(phone, offer):
-    """An update of three chunks: padding that is honest in size and hash but no codec."""
-    return phone.update(offer, sealed=bytes(range(256)) * 10)
 
 
 def test_chunks_may_come_before_their_init_and_in_any_order(aggregator, phone):
@@ -338,13 +368,18 @@ def test_a_strangers_chunk_does_not_refuse_the_update_it_is_asked_for_again(aggr
 
 
 def test_chunks_that_never_hash_to_the_init_are_malformed_at_the_third_time(aggregator, phone):
-    honest = phone.update(phone.lease())
+    offer = phone.lease()
+    honest = phone.update(offer)
     aggregator.take(honest[0])
     for _ in range(3):
         aggregator.take(wrong_chunk(phone, honest))
     aggregator.turn()
     row = aggregator.update_row(update_id_of(honest))
     assert row.verdict == phone.receipts()[-1].verdict == "malformed"
+    with aggregator.database.reading() as records:
+        assert records.lease(offer.task, phone.id, offer.lease).state == "answered"
+    phone.rest()
+    assert phone.lease().lease != offer.lease
 
 
 def test_a_chunk_of_another_size_or_place_is_dropped_and_counted(aggregator, phone):
@@ -361,15 +396,36 @@ def test_a_chunk_of_another_size_or_place_is_dropped_and_counted(aggregator, pho
     assert aggregator.events()["malformed chunk"] == 3
 
 
-def test_what_a_device_leaves_unfinished_is_bounded(aggregator, phone):
-    data = bytes(48 * 1024)
-    for index in range(400):
-        update_id = f"{index // 100:032x}"
-        body = encode_message(Chunk(update_id=update_id, index=index % 100, data=data))
-        aggregator.take(Message(build_topic(UpdateTopic(0, phone.id, update_id, index % 100)), body))
+def test_one_value_above_the_buffers_bound_is_refused_within_the_norms_tolerance(aggregator, phone):
+    """float32 64.00003 passes a clip norm of 64 with its tolerance, and would not fit the buffer."""
+    offer, keys = phone.lease(), aggregator.keys
+    delta = np.zeros(SIZE, np.float32)
+    delta[3] = 64.00003
+    messages = phone.update(offer, plain=codec.encode(delta, None, kept=1, clip_norm=1000.0, entropy="zstd").data)
+    opened = open_init(messages[0].payload, UpdateTopic(0, phone.id, update_id_of(messages), None), phone.public)
+    sealed = b"".join(msgspec.msgpack.decode(m.payload)["data"] for m in messages[1:])
     with aggregator.database.reading() as records:
-        assert records.unfinished_bytes(phone.id) <= 16 * 1024 * 1024
-    assert aggregator.events()["too much unfinished"] > 0
+        lease = records.lease(offer.task, phone.id, offer.lease)
+    rules = Rules(POPULATION, offer.task, offer.layout_fingerprint, SIZE, Plan(clip_norm=64.0), 60, 86_400)
+    verdict, vector = admit(Arrived(opened.init.header, opened.header, sealed, lease, 0), rules, keys.sealing, NOW)
+    assert (verdict.name, vector) == ("norm_exceeded", None)
+    assert "64.00003" in verdict.reason
+
+
+def test_an_update_that_no_rule_foresaw_is_malformed_and_the_others_of_the_pass_go_on(aggregator):
+    broken, honest = phones(aggregator, 2)
+    updates = {phone: phone.update(phone.lease()) for phone in (broken, honest)}
+    for messages in updates.values():
+        aggregator.take(*messages)
+    # A row that the program itself would not write: the header's bytes are cut.
+    with sqlite3.connect(aggregator.folder / "aggregator.db") as connection:
+        connection.execute("update updates set header = x'81' where device = ?", (broken.id,))
+    assert aggregator.turn().verdicts == {"malformed": 1, "accepted": 1}
+    assert broken.receipts()[-1].verdict == "malformed"
+    assert honest.receipts()[-1].verdict == "accepted"
+    assert aggregator.events()["admission failed"] == 1
+    aggregator.restart()
+    assert aggregator.turn().verdicts == {}
 
 
 @given(topic=st.text(max_size=80), payload=st.binary(max_size=200))
@@ -399,7 +455,6 @@ def shared_aggregator(tmp_path_factory):
 @given(plain=st.binary(max_size=200))
 @settings(max_examples=50, deadline=None)
 def test_any_sealed_bytes_get_a_verdict(shared_aggregator, plain):
-    from cloud_aggregator.admission import Arrived
     from cloud_aggregator.leases import draw_lease
     from tests.cloud_aggregator.fleet import build_update
 

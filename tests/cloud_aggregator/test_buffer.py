@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_aggregator.buffer import MAX_UPDATES, Buffer, close, fold, merge
+from cloud_aggregator.admission import NORM_SLACK
+from cloud_aggregator.buffer import MAX_MAGNITUDE, MAX_UPDATES, Buffer, close, fold, merge
+from cloud_aggregator.config import PopulationSettings, check_population
+from cloud_aggregator.errors import InvalidSetting
 from cloud_aggregator.staleness import WEIGHTS, weight
 from wire_contract.codec import SparseVector
+from wire_contract.messages import Plan
 
 SIZE = 12
 WEIGHT = st.sampled_from(WEIGHTS) | st.floats(2.0**-20, 1.0)
@@ -115,3 +119,10 @@ def test_staleness_weights_are_one_over_the_square_root_correctly_rounded(stalen
 def test_a_staleness_outside_the_table_has_no_weight(staleness):
     with pytest.raises(ValueError, match=f"0 to 3, got {staleness}"):
         weight(staleness)
+
+
+def test_the_clip_norm_of_a_population_stays_below_the_buffers_bound():
+    check_population(PopulationSettings(plan=Plan(clip_norm=63.0)))
+    assert 63.0 * (1 + NORM_SLACK) < MAX_MAGNITUDE
+    with pytest.raises(InvalidSetting, match=r"plan\.clip_norm is at most 63\.0, got 64\.0"):
+        check_population(PopulationSettings(plan=Plan(clip_norm=64.0)))

@@ -129,6 +129,6 @@ def test_a_database_of_another_schema_is_refused_by_name(tmp_path):
     with aggregator.database.transaction() as records:
         records.set_meta("schema", b"99")
     aggregator.database.close()
-    with pytest.raises(Refused, match="reads database schema 1, got 99"):
+    with pytest.raises(Refused, match="reads database schema 2, got 99"):
         type(aggregator.database).in_folder(tmp_path / "d")
     assert (tmp_path / "d" / "aggregator.db").stat().st_mode & 0o777 == 0o600

@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
-from cloud_aggregator.adapters.broker import answers_mqtt5
+from cloud_aggregator.adapters.broker import answers_mqtt5, start_broker
 from cloud_aggregator.adapters.mqtt import parse_broker_url
 from tests.cloud_aggregator.fleet import MANIFEST_KEY, Aggregator, phones, write_bundle
 from wire_contract import envelope
@@ -239,6 +242,113 @@ def test_a_population_imported_beside_a_running_service_is_served_at_once(servin
     minted = run("token", "mint", "--population", "second", "--data", serving.data, "--json")
     assert answer(minted)["population"] == "second"
     assert run("token", "mint", "--data", serving.data).returncode == 3
+
+
+def test_a_population_imported_beside_a_running_service_is_announced_to_its_devices(data, tmp_path):
+    folder, bundle = tmp_path / "d", tmp_path / "bundle"
+    write_bundle(bundle)
+    run("init", "--data", folder)
+    serving = Serving(folder)
+    try:
+        address, heard = parse_broker_url(serving.broker_url), threading.Event()
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id="keyboard", protocol=paho.MQTTv5)
+        client.on_message = lambda _client, _data, _message: heard.set()
+        client.connect(address.host, address.port)
+        client.subscribe("fl/v1/pop/toy/refresh", qos=1)
+        client.loop_start()
+        assert run("population", "import", bundle, "--data", folder).returncode == 0
+        assert heard.wait(20)
+        client.disconnect()
+        client.loop_stop()
+    finally:
+        assert serving.stop() == 0
+
+
+def test_a_data_directory_has_one_service_and_the_second_leaves_the_first_alone(serving):
+    before = (serving.data / "service.json").read_text()
+    done = run("serve", "--data", serving.data, "--port", "0")
+    assert done.returncode == 4
+    assert "is served by another process" in done.stderr
+    assert (serving.data / "service.json").read_text() == before
+    assert run("device", "list", "--data", serving.data).returncode == 0
+
+
+def test_an_address_file_of_another_process_is_not_removed(data, tmp_path):
+    folder = tmp_path / "d"
+    subprocess.run(["cp", "-a", str(data), str(folder)], check=True)
+    serving = Serving(folder)
+    other = json.dumps({**json.loads((folder / "service.json").read_text()), "pid": 1})
+    (folder / "service.json").write_text(other)
+    assert serving.stop() == 0
+    assert (folder / "service.json").read_text() == other
+
+
+@pytest.mark.parametrize("limit", ["-1", "x", ""])
+def test_a_limit_below_nothing_is_a_usage_error(data, limit):
+    done = run("round", "list", "--limit", limit, "--data", data, "--json")
+    assert done.returncode == 2
+    assert "a limit is 0 or more" in done.stderr + done.stdout
+
+
+def test_what_is_not_there_is_one_line_without_a_service(data):
+    done = run("device", "show", "zzz", "--data", data)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_rule_between_settings_is_told_with_file_and_keys(tmp_path):
+    folder, bundle, settings = tmp_path / "d", tmp_path / "bundle", tmp_path / "toy.toml"
+    write_bundle(bundle)
+    run("init", "--data", folder)
+    settings.write_text("goal_count = 3\n[plan]\nclip_norm = 100.0\n[pace]\nminimum_seconds = 9999999\n")
+    done = run("population", "import", bundle, "--data", folder, "--settings", settings)
+    assert done.returncode == 2
+    for told in ("toy.toml: ", "minimum_updates is at most goal_count", "plan.clip_norm is at most 63.0, got 100.0",
+                 "pace.minimum_seconds is at most pace.maximum_seconds"):  # fmt: skip
+        assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@127.0.0.1:1/y",
+        "nonsense://u:hunter2@x/y",
+        "u:hunter2@x",
+        "sqlite://u:hunter2@x/y",
+    ],
+)
+def test_a_databases_password_is_never_printed(data, tmp_path, url):
+    folder = tmp_path / "d"
+    subprocess.run(["cp", "-a", str(data), str(folder)], check=True)
+    (folder / "aggregator.toml").write_text(f'database = "{url}"\n')
+    done = run("status", "--data", folder)
+    assert done.returncode in (1, 4)
+    assert "database" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("url", ["mqtt://u:hunter2@127.0.0.1:9", "mqtt://u:hunter2@h:99999", "u:hunter2@h"])
+def test_a_brokers_password_is_never_printed(data, tmp_path, url):
+    folder = tmp_path / "d"
+    subprocess.run(["cp", "-a", str(data), str(folder)], check=True)
+    done = run("serve", "--data", folder, "--port", "0", "--broker", url)
+    assert done.returncode in (2, 5)
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_a_password_for_the_broker_is_used_and_neither_printed_nor_told(data, tmp_path):
+    handle = start_broker("", tmp_path / "broker", say=lambda text: None, prefer="iotcore")
+    folder = tmp_path / "d"
+    subprocess.run(["cp", "-a", str(data), str(folder)], check=True)
+    try:
+        serving = Serving(folder, "--broker", handle.url.replace("mqtt://", "mqtt://u:hunter2@"))
+        assert serving.broker_url == handle.url
+        assert "hunter2" not in (folder / "service.json").read_text() + "".join(serving.lines)
+        assert serving.stop() == 0
+    finally:
+        handle.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,9 @@
 """The evaluator asks a command; whatever the command does, the gate gets a number or a named failure."""
 
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,29 @@ def test_a_command_that_is_not_installed_is_named():
     evaluator = CommandEvaluator(["no-such-command"], Path("x"), 5.0)
     with pytest.raises(EvaluationFailed, match="no-such-command"):
         evaluator.top3(VersionFile(1, Path("model"), Path("vocabulary"), b""))
+
+
+def test_an_evaluation_can_be_ended_from_outside_and_leaves_no_process(tmp_path):
+    started = tmp_path / "started"
+    evaluator, version = ask(tmp_path, f"Path({str(started)!r}).touch(); import time; time.sleep(600)", timeout=600.0)
+    failures = []
+
+    def evaluate():
+        try:
+            evaluator.top3(version)
+        except EvaluationFailed as e:
+            failures.append(str(e))
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    while not started.exists():
+        assert thread.is_alive()
+        time.sleep(0.01)
+    child = evaluator._running.pid
+    evaluator.stop()
+    thread.join(20)
+    assert len(failures) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    with pytest.raises(EvaluationFailed, match="stopped"):
+        evaluator.top3(version)

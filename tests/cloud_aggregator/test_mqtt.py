@@ -101,6 +101,95 @@ def test_what_could_not_be_stored_is_tried_again_and_not_acknowledged_before(par
     assert any("could not be stored and are not acknowledged: the disk is full" in line for line in lines)
 
 
+class Odd(Shelf):
+    """An intake of the tests that fails for some messages in a way that nobody foresaw."""
+
+    def take_group(self, messages):
+        if any(message.payload.endswith(b"3") for message in messages):
+            raise OverflowError("too large")
+        super().take_group(messages)
+
+
+def test_the_intake_outlives_any_failure_and_drops_only_the_message_that_fails(broker):
+    shelf, lines = Odd(), []
+    transport = MqttTransport(broker.url, "aggregator-test", say=lines.append)
+    transport.start(shelf)
+    sender = Sender(broker.url)
+    sent = sender.send(10)
+    shelf.wait_for(sent - {b"message 3"})
+    shelf.wait_for(sender.send(1, start=50))
+    assert any("cannot be taken in and is dropped: OverflowError('too large')" in line for line in lines)
+    assert b"message 3" not in shelf.payloads()
+    assert len(shelf.payloads()) == len(set(shelf.payloads())) == 10
+    sender.close()
+    transport.close()
+
+
+class RefusingBroker:
+    """Speaks just enough MQTT 5 to refuse every publish of its first connection with "not authorized" (0x87)."""
+
+    def __init__(self):
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"mqtt://127.0.0.1:{self.server.getsockname()[1]}"
+        self.connections, self.publishes = [], 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                connection, _ = self.server.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            threading.Thread(target=self._serve, args=(connection, len(self.connections)), daemon=True).start()
+
+    def _serve(self, connection, number):
+        stream = connection.makefile("rb")
+        try:
+            while head := stream.read(1):
+                length, shift = 0, 0
+                while True:
+                    byte = stream.read(1)[0]
+                    length, shift = length | (byte & 127) << shift, shift + 7
+                    if byte < 128:
+                        break
+                self._answer(connection, number, head[0] >> 4, stream.read(length))
+        except (OSError, IndexError):
+            connection.close()
+
+    def _answer(self, connection, number, kind, body):
+        if kind == 1:
+            connection.sendall(b"\x20\x03\x00\x00\x00")
+        elif kind == 8:
+            connection.sendall(b"\x90\x06" + body[:2] + b"\x00\x01\x01\x01")
+        elif kind == 3:
+            self.publishes += 1
+            at = 2 + int.from_bytes(body[:2], "big")
+            reason = b"\x87" if number == 1 else b"\x00"
+            connection.sendall(b"\x40\x04" + body[at : at + 2] + reason + b"\x00")
+
+    def close(self):
+        self.server.close()
+        for connection in self.connections:
+            connection.close()
+
+
+def test_a_publish_that_the_broker_refuses_is_not_published_and_goes_out_with_the_next_connection(monkeypatch):
+    monkeypatch.setattr(mqtt, "FIRST_BACKOFF_S", 0.05)
+    broker, lines, done = RefusingBroker(), [], threading.Event()
+    transport = MqttTransport(broker.url, "aggregator-test", say=lines.append)
+    transport.start(Shelf())
+    transport.publish("fl/v1/dev/00/down/rcpt", b"receipt", retain=False, done=done.set)
+    assert transport.flush(20)
+    wait_until(lambda: any("the broker refuses the publish" in line for line in lines))
+    assert not done.is_set()
+    broker.connections[0].shutdown(socket.SHUT_RDWR)
+    assert done.wait(20)
+    assert broker.publishes == 2
+    transport.close()
+    broker.close()
+
+
 def test_a_message_that_was_not_acknowledged_comes_again_to_the_next_connection(broker):
     lost = threading.Event()
 
@@ -160,8 +249,37 @@ def test_a_publish_over_the_brokers_limit_is_dropped_with_a_line_and_the_rest_go
     assert any("over the broker's limit; dropped" in line for line in lines)
 
 
-def test_a_broker_that_goes_and_comes_back_loses_nothing(broker_kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(mqtt, "FIRST_BACKOFF_S", 0.2)
+class Knocks:
+    """Holds a dead broker's port and counts who tries to connect."""
+
+    def __init__(self, port):
+        self.server, self.count = socket.create_server(("127.0.0.1", port)), 0
+        threading.Thread(target=self._count, daemon=True).start()
+
+    def _count(self):
+        while True:
+            try:
+                connection, _ = self.server.accept()
+            except OSError:
+                return
+            self.count += 1
+            connection.close()
+
+    def close(self):
+        # A thread that waits in accept keeps the port until it is woken.
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+
+
+def test_a_broker_that_is_gone_for_a_minute_of_retries_loses_nothing(broker_kind, tmp_path, monkeypatch):
+    """What a minute's outage means to the transport is how often it has tried in vain, not the wall clock.
+
+    With full jitter under ceilings of 1, 2, 4, 8, 16, 30 s a minute has 7 vain tries in the mean (0.5 + 1 + 2 + 4 + 8 +
+    15 + 15 s). Here the backoff is 50 times shorter and the broker stays away until 8 tries have failed: the same path,
+    past the point at which the ceiling stops to grow.
+    """
+    monkeypatch.setattr(mqtt, "FIRST_BACKOFF_S", 1.0 / 50)
+    monkeypatch.setattr(mqtt, "LAST_BACKOFF_S", 30.0 / 50)
     first = start_broker("", tmp_path / "broker", say=lambda text: None, prefer=broker_kind)
     shelf, lines = Shelf(), []
     transport = MqttTransport(first.url, "aggregator-test", say=lines.append)
@@ -177,6 +295,11 @@ def test_a_broker_that_goes_and_comes_back_loses_nothing(broker_kind, tmp_path, 
     assert not transport.flush(0.3)
     assert done == []
     port = parse_broker_url(first.url).port
+    knocks = Knocks(port)
+    wait_until(lambda: knocks.count >= 8)
+    assert done == []
+    assert not transport.online
+    knocks.close()
     second = start_broker("", tmp_path / "broker", say=lambda text: None, prefer=broker_kind, port=port)
     assert transport.flush(30)
     assert sorted(done) == list(range(40))

@@ -8,7 +8,6 @@ import sqlalchemy as sa
 
 from cloud_aggregator.errors import InvalidToken, NotFound, Refused, StorageFailed
 from cloud_aggregator.ports import Message
-from cloud_aggregator.service import Gate
 from tests.cloud_aggregator.fleet import (
     CLIP_NORM,
     MANIFEST_KEY,
@@ -22,6 +21,7 @@ from tests.cloud_aggregator.fleet import (
     entropy,
     make_bundle,
     phones,
+    run_step,
     update_id_of,
 )
 from wire_contract import codec, envelope
@@ -91,6 +91,7 @@ def test_a_device_that_asks_again_gets_the_same_lease(aggregator, phone):
 def test_after_an_answer_the_next_lease_is_another(aggregator, phone):
     first = phone.lease()
     aggregator.take(*phone.update(first))
+    phone.rest()
     second = phone.lease()
     assert second.lease != first.lease
     assert second.seed != first.seed
@@ -103,6 +104,7 @@ def test_a_device_that_lost_an_overtaken_base_gets_a_new_lease_and_its_old_one_s
         aggregator.take(*phone.update(phone.lease()))
     aggregator.turn()
     assert late.lease(held_version=1).lease == old.lease
+    late.rest()
     new = late.lease(held_version=0)
     assert (new.base_version, new.lease != old.lease) == (2, True)
     aggregator.take(*late.update(old))
@@ -170,16 +172,6 @@ def test_check_ins_that_wait_survive_a_restart(aggregator, phone):
     aggregator.restart()
     assert aggregator.service.pending().check_ins == 1
     assert aggregator.turn().offers == 1
-
-
-def run_step(aggregator, fleet):
-    offers = []
-    aggregator.take(*[phone.check_in_message() for phone in fleet])
-    aggregator.turn()
-    offers = {phone: phone.replies()[-1] for phone in fleet}
-    for phone in fleet:
-        aggregator.take(*phone.update(offers[phone]))
-    return offers
 
 
 def test_the_goal_count_makes_a_version_that_is_the_base_plus_the_mean_update(aggregator):
@@ -370,97 +362,6 @@ def test_a_full_database_takes_no_message_and_loses_none_that_it_took(tmp_path):
     assert aggregator.update_row(update_id_of(big)).state == "received"
 
 
-class Scores:
-    """An evaluator of the tests: better with every version, or worse."""
-
-    def __init__(self, slope):
-        self.slope, self.asked = slope, []
-
-    def top3(self, version):
-        self.asked.append(version.version)
-        assert version.model.is_file()
-        assert version.vocabulary.is_file()
-        return 25.0 + self.slope * version.version
-
-
-def test_a_release_announces_the_training_version_to_keyboards(aggregator):
-    run_step(aggregator, phones(aggregator, 4))
-    aggregator.turn()
-    release = aggregator.service.release(POPULATION, NOW + 5)
-    assert (release.outcome, release.version, release.previous) == ("released", 2, 1)
-    assert release.reason == "no held-out text configured"
-    refresh = aggregator.manifest("refresh")
-    assert (refresh.version, refresh.kind) == (2, "refresh")
-    assert refresh.sha256 == aggregator.manifest("training").sha256
-    (announcement,) = announced(aggregator.wire, "pop/toy/refresh")
-    assert decode_manifest(envelope.verify(announcement.signed_manifest, "manifest", aggregator.keys.public)) == refresh
-
-
-def test_nothing_newer_is_no_release(aggregator):
-    with pytest.raises(Refused, match="not newer"):
-        aggregator.service.release(POPULATION, NOW)
-
-
-def test_a_worse_version_is_held_and_keyboards_keep_theirs(tmp_path):
-    scores = Scores(-1.0)
-    aggregator = Aggregator(tmp_path / "d", gate=Gate(scores, 0.2)).found()
-    run_step(aggregator, phones(aggregator, 4))
-    aggregator.turn()
-    release = aggregator.service.release(POPULATION, NOW + 5)
-    assert release.outcome == "held"
-    assert "worse by more than 0.2 points" in release.reason
-    assert sorted(scores.asked) == [1, 2]
-    assert aggregator.manifest("refresh").version == 1
-    assert announced(aggregator.wire, "pop/toy/refresh") == []
-
-
-def test_an_undo_is_a_higher_number_with_the_old_weights_and_training_goes_on(aggregator):
-    fleet = phones(aggregator, 4)
-    run_step(aggregator, fleet)
-    aggregator.turn()
-    aggregator.service.release(POPULATION, NOW + 5)
-    planned = aggregator.service.undo(POPULATION, NOW + 6, dry_run=True)
-    assert aggregator.manifest("refresh").version == 2
-    undone = aggregator.service.undo(POPULATION, NOW + 6)
-    assert planned.version == undone.version == 3
-    refresh = aggregator.manifest("refresh")
-    assert (refresh.version, refresh.undo_of, refresh.sha256) == (3, 2, make_bundle().manifest.sha256)
-    offers = run_step(aggregator, fleet)
-    assert all(offer.base_version == 2 for offer in offers.values())
-    report = aggregator.turn()
-    assert report.staleness == {0: 4}
-    assert report.steps == ((POPULATION, 4),)
-    aggregator.restart()
-    assert aggregator.service.release(POPULATION, NOW + 9).version == 4
-
-
-def test_there_is_nothing_to_undo_before_the_second_refresh(aggregator):
-    with pytest.raises(Refused, match="no earlier refresh"):
-        aggregator.service.undo(POPULATION, NOW)
-    with pytest.raises(NotFound, match="version 9 was never a refresh"):
-        aggregator.service.undo(POPULATION, NOW, version=9)
-
-
-def test_a_due_release_runs_once_however_late(aggregator):
-    run_step(aggregator, phones(aggregator, 4))
-    aggregator.turn()
-    aggregator.service.set_schedule(POPULATION, "0 6 * * 0", "UTC", NOW)
-    report = aggregator.turn(40 * 86_400)
-    assert report.released == ((POPULATION, 2),)
-    again = aggregator.turn(60)
-    assert again.released == again.held == ()
-    with aggregator.database.reading() as records:
-        assert records.schedule(POPULATION).last_run == NOW + 40 * 86_400
-        assert records.releases(POPULATION)[0].cause == "schedule"
-
-
-def test_a_due_release_with_nothing_newer_says_so_and_waits_for_the_next_time(aggregator):
-    aggregator.service.set_schedule(POPULATION, "0 6 * * 0", "UTC", NOW)
-    report = aggregator.turn(8 * 86_400)
-    assert report.held == ((POPULATION, "training version 1 is not newer than refresh 1"),)
-    assert aggregator.turn(60).held == ()
-
-
 def test_a_report_is_kept_and_an_old_sessions_last_will_is_not_believed(aggregator, phone):
     def shown():
         with aggregator.database.reading() as records:
@@ -514,13 +415,12 @@ def test_the_second_service_in_one_folder_makes_the_same_keys_only_once(tmp_path
         load_keys(tmp_path / "d")
 
 
-def test_files_of_old_training_versions_go_and_refreshes_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr("cloud_aggregator.service.KEEP_VERSIONS", 2)
-    aggregator = Aggregator(tmp_path / "d").found(goal_count=1, minimum_updates=1)
+def test_files_of_old_training_versions_go_and_refreshes_stay(tmp_path):
+    aggregator = Aggregator(tmp_path / "d", keep_versions=2).found(goal_count=1, minimum_updates=1)
     (phone,) = phones(aggregator, 1)
     hashes = [aggregator.manifest().sha256]
     for _ in range(4):
-        aggregator.clock.value += 60
+        aggregator.clock.value += 900
         aggregator.take(*phone.update(phone.lease()))
         aggregator.turn()
         hashes.append(aggregator.manifest().sha256)
@@ -531,15 +431,6 @@ def test_files_of_old_training_versions_go_and_refreshes_stay(tmp_path, monkeypa
     assert kept & set(hashes) == {hashes[0], hashes[2], hashes[3], hashes[4]}
     aggregator.restart()
     assert aggregator.service.undo(POPULATION, aggregator.clock.value).sha256 == hashes[0]
-
-
-def test_refusals_at_the_door_are_forgotten_after_their_days(aggregator, phone):
-    messages = Phone(9, aggregator).update(phone.lease())
-    aggregator.take(messages[0])
-    aggregator.turn()
-    assert aggregator.update_row(update_id_of(messages)).verdict == "unknown_device"
-    aggregator.turn(31 * 86_400)
-    assert aggregator.update_row(update_id_of(messages)) is None
 
 
 def test_an_announcement_is_signed_again_before_it_expires(aggregator):

@@ -173,10 +173,21 @@ def test_a_minted_token_enrols_and_the_device_is_found_by_prefix_and_label(site)
     phone = Phone(1, site.aggregator)
     assert site.ask("POST", "/v1/enrol", encode_message(phone.enrolment(minted["token"])))[0] == 200
     assert site.operate("GET", f"/devices/{phone.id[:6]}")[1]["device"] == phone.id
-    assert site.operate("POST", f"/devices/{phone.id[:6]}/label", label="attic")[1]["label"] == "attic"
+    assert site.operate("POST", f"/devices/{phone.id}/label", label="attic")[1]["label"] == "attic"
     assert site.operate("GET", "/devices/attic")[1]["device"] == phone.id
-    assert site.operate("POST", "/devices/attic/revoke")[1]["state"] == "revoked"
+    assert site.operate("POST", f"/devices/{phone.id}/revoke")[1]["state"] == "revoked"
     assert site.operate("GET", "/devices/zz")[0] == 404
+
+
+def test_what_changes_a_device_takes_its_whole_id(site):
+    phone, other = phones(site.aggregator, 2)
+    for name in (phone.id[:6], "phone%201"):
+        assert site.operate("GET", f"/devices/{name}")[1]["device"] == phone.id
+        assert site.operate("POST", f"/devices/{name}/revoke")[0] == 404
+        assert site.operate("POST", f"/devices/{name}/label", label="x")[0] == 404
+    assert site.operate("POST", f"/devices/{phone.id}/label", label=other.id)[0] == 422
+    shown = site.operate("GET", f"/devices/{phone.id}")[1]
+    assert (shown["state"], shown["label"]) == ("offline", "phone 1")
 
 
 def test_rounds_and_releases_tell_what_happened(site):

@@ -421,9 +421,9 @@ class ToyAggregator:
 class World:
     """One device, one broker, one aggregator."""
 
-    def __init__(self, folder: Path, seed: int = 1) -> None:
+    def __init__(self, folder: Path, seed: int = 1, fuse: Fuse | None = None) -> None:
         self.home = folder
-        self.fuse = Fuse()
+        self.fuse = fuse or Fuse()
         self.clock, self.sensors = FakeClock(fuse=self.fuse), FakeSensors(self.fuse)
         self.broker, self.downloads = FakeBroker(), FakeDownloads(self.fuse)
         self.aggregator = ToyAggregator(self.broker, self.downloads, self.clock)
@@ -438,6 +438,12 @@ class World:
         ports = Ports(self.clock, self.sensors, transport, self.downloads, RUNTIME, self.entropy)
         self.agent = Agent(self.home, self.settings, ports)
         return self.agent
+
+    def another_process(self) -> Agent:
+        """Return an agent over the same home, as a command opens it beside the one that runs; abandon it after use."""
+        transport = FakeTransport(self.broker, "command", Fuse())
+        clock, sensors = FakeClock(self.clock.time), FakeSensors(Fuse())
+        return Agent(self.home, self.settings, Ports(clock, sensors, transport, FakeDownloads(), RUNTIME, Entropy(9)))
 
     def kill(self) -> Agent:
         """Abandon the agent and start another one over the same home."""

@@ -11,12 +11,13 @@ import pytest
 
 from edge_runtime.adapters import checkpoints, personal_copy
 from edge_runtime.adapters.state_store import StateStore
-from edge_runtime.adapters.vectors import Vectors
+from edge_runtime.adapters.vectors import Vectors, unpack_kept
 from edge_runtime.eligibility import Reading
 from edge_runtime.identity import NotEnrolled, load
 from edge_runtime.ports import Outgoing
 from tests.edge_runtime.fakes import Killed, World
 from wire_contract import envelope
+from wire_contract.manifest import encode_manifest
 from wire_contract.messages import DeviceReport, ModelAnnouncement, Plan, UpdateHeader, decode_message, encode_message
 from wire_contract.topics import DeviceTopic, build_topic
 
@@ -508,3 +509,182 @@ def test_an_idle_agent_has_imported_neither_numpy_nor_an_interpreter():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_version_with_the_bytes_of_the_one_held_is_trained_on_as_any_other(world):
+    world.type_text()
+    assert receipts(world.night()) == ["accepted"]
+    aggregator = world.aggregator
+    aggregator.manifest = msgspec.structs.replace(aggregator.manifest, version=2, kind="training")
+    aggregator.signed = envelope.sign(aggregator.key, "manifest", encode_manifest(aggregator.manifest))
+    aggregator.announce(aggregator.signed, aggregator.manifest, aggregator.model, ("training",))
+    world.clock.time += 1200
+    assert receipts(world.night()) == ["accepted"]
+    assert world.agent.slots.slot("training").version == 2
+
+
+def test_an_undo_on_the_refresh_track_does_not_take_the_base_of_the_same_bytes_away(world):
+    world.type_text()
+    aggregator = world.aggregator
+    aggregator.move_on()
+    assert receipts(world.night()) == ["accepted"]
+    assert world.agent.slots.slot("training").version == 2
+    undone = msgspec.structs.replace(aggregator.manifest, version=4, kind="refresh", undo_of=3)
+    signed = envelope.sign(aggregator.key, "manifest", encode_manifest(undone))
+    aggregator.announce(signed, undone, aggregator.model, ("refresh",))
+    for _ in range(2):
+        world.clock.time += 1200
+        assert receipts(world.night()) == ["accepted"]
+    assert world.agent.slots.slot("refresh").version == 4
+
+
+def test_a_vocabulary_that_rotted_is_fetched_again_before_the_training(world):
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+    (path,) = (world.home / "vocabularies").glob("*.txt")
+    path.write_bytes(b"rotten\n")
+    assert receipts(world.night()) == ["accepted"]
+    assert path.read_bytes() == world.aggregator.vocabulary
+
+
+def test_an_offer_with_a_sealing_key_that_is_none_ends_the_lease_by_name(world):
+    world.type_text()
+    good = world.aggregator.sealing_key
+
+    class NoKey:
+        def public_key(self):
+            return self
+
+        def public_bytes_raw(self):
+            return bytes(32)
+
+    world.aggregator.sealing_key = NoKey()
+    reports = world.night()
+    assert "plan_refused" in [name for report in reports for name in report.refused]
+    assert world.agent.state.phase.value == "resting" and world.agent.updates_waiting() == ()
+    assert residual(world) is None
+    world.aggregator.sealing_key = good
+    world.clock.time += 1200
+    assert receipts(world.night()) == ["accepted"]
+
+
+@pytest.mark.parametrize("missing", [(-1,), (65_535,), (0, 7, 1 << 40)])
+def test_a_receipt_that_asks_for_chunks_that_never_were_does_not_end_the_agent(world, missing):
+    world.type_text()
+    world.aggregator.mute_receipts = True
+    world.night()
+    world.aggregator.send_receipt(world.agent.identity.device, world.agent.state.update_id, "incomplete", missing)
+    world.agent.turn()
+    assert len(world.agent.updates_waiting()) == 1
+    world.aggregator.mute_receipts = False
+    world.clock.time += 60
+    assert "accepted" in receipts(world.night())
+
+
+@pytest.mark.parametrize("verdict", ["malformed", "bad_signature", "conflict", "accepted", "incomplete"])
+def test_a_receipt_for_an_update_that_was_never_sent_is_ignored(world, verdict):
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+    world.sensors.good_reads = 1
+    world.sensors.afterwards = dataclasses.replace(world.sensors.readings, metered=Reading(True))
+    update_id = world.agent.turn().update_queued
+    world.sensors.good_reads = None
+    world.aggregator.send_receipt(world.agent.identity.device, update_id, verdict)
+    report = world.agent.turn()
+    assert "receipt_before_sending" in report.refused and report.update_sent
+    world.aggregator.work()
+    assert world.aggregator.updates[update_id].plain is not None
+    assert "accepted" in world.agent.turn().receipts
+
+
+def test_an_update_that_no_link_took_for_seven_days_returns_to_the_residual(world):
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+    world.sensors.good_reads = 1
+    world.sensors.afterwards = dataclasses.replace(world.sensors.readings, metered=Reading(True))
+    update_id = world.agent.turn().update_queued
+    left = residual(world)
+    kept = unpack_kept(world.agent._outbox.get(update_id).kept, left.size).dense()
+    world.clock.time += 8 * 86_400
+    world.agent.turn()
+    assert world.agent.updates_waiting() == () and world.aggregator.updates == {}
+    np.testing.assert_allclose(residual(world), left + kept, atol=1e-7)
+
+
+class SlowSteps:
+    """A clock on which a minute passes whenever the sensors are asked."""
+
+    def __init__(self, world):
+        self.world, self.inner = world, world.sensors
+
+    def read(self, now):
+        self.world.clock.time += 60
+        return self.inner.read(now)
+
+
+def test_the_nightly_training_budget_ends_a_training_between_two_steps(world):
+    world.aggregator.plan = Plan(
+        signature="train_sampled", rows=48, learning_rate=0.5, clip_norm=10.0, dropout=0.0, epochs=8
+    )
+    policy = msgspec.structs.replace(world.settings.policy, training_s=300.0)
+    world.settings = msgspec.structs.replace(world.settings, policy=policy)
+    world.kill()
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=SlowSteps(world))
+    report = world.agent.turn()
+    assert report.interrupted and 0 < report.training_steps <= 6
+    used = world.agent.usage(world.clock.time).training_s
+    assert 300 <= used <= 420
+    world.kill()
+    assert world.agent.usage(world.clock.time).training_s == used, "a killed agent has not forgotten it"
+    assert "used up" in world.agent.turn().reason
+    assert world.agent.turn().training_steps == 0
+
+
+def test_a_training_that_was_queued_is_counted_once(world):
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=SlowSteps(world))
+    assert world.agent.turn().update_queued
+    # One question before the first of three steps, and one after each but the last.
+    assert world.agent.usage(world.clock.time).training_s == 180.0
+    world.kill()
+    assert world.agent.usage(world.clock.time).training_s == 180.0
+
+
+def test_an_agent_killed_after_a_checkpoint_has_counted_the_training_until_there(world):
+    from edge_runtime import training_task
+
+    steps = training_task.CHECKPOINT_STEPS + 20
+    world.aggregator.plan = Plan(
+        signature="train_sampled", rows=48, learning_rate=0.01, clip_norm=10.0, dropout=0.0, epochs=100
+    )
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+
+    class Slow(SlowSteps):
+        reads = 0
+
+        def read(self, now):
+            self.reads += 1
+            if self.reads > steps:
+                raise Killed
+            self.world.clock.time += 1
+            return self.inner.read(now)
+
+    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=Slow(world))
+    try:
+        report = world.agent.turn()
+    except Killed:
+        report = None
+    before = world.clock.time
+    world.kill()
+    used = world.agent.usage(before).training_s
+    assert report is None and training_task.CHECKPOINT_STEPS - 5 <= used < steps

@@ -187,3 +187,15 @@ def test_help_is_light():
     code += "print(sorted({'numpy', 'paho', 'msgspec', 'cryptography', 'sqlite3'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"
+
+
+def test_a_broken_example_store_is_one_line_and_what_was_made_of_it_is_forgotten(capsys, home):
+    for path in home.glob("examples.db*"):
+        path.unlink()
+    (home / "examples.db").write_bytes(b"x" * 8192)
+    (home / "checkpoint.npz").write_bytes(b"rows of a person")
+    for command in (["status"], ["add", "Baba bobo"], ["forget", "--yes"]):
+        code, data, err = call(capsys, *command, "--home", home)
+        assert code == 1 and data["error_code"] == "HOME_BROKEN"
+        assert err.count("\n") == 1 and "examples.db" in err
+    assert not (home / "checkpoint.npz").exists()

@@ -159,3 +159,15 @@ def test_an_answer_for_another_device_is_refused(server, who):
     server.answer = lambda path, body: enrolled_answer(path, body, device="0" * 32)
     with pytest.raises(Exception, match="the answer is for"):
         ask(server, who)
+
+
+def test_an_address_that_is_none_is_unreachable_and_nothing_worse(server):
+    for address in (
+        "http://[x",
+        "http://[x]:y/",
+        server.url + "/\u00e9",
+        server.url + "/a b\n",
+        "http://" + "x" * 70 + "/",
+    ):
+        with pytest.raises(Unreachable):
+            HttpDownloads(2).fetch(address, 0, 10)

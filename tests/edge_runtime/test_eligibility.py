@@ -38,6 +38,12 @@ def test_an_idle_charging_cool_device_on_an_unmetered_link_at_night_may_do_every
         ({"charging": Reading(False)}, "cable"),
         ({"charging": Reading(None)}, "profile"),
         ({"battery": Reading(39.0)}, "40 %"),
+        ({"battery": Reading(None)}, "battery sensor"),
+        ({"battery": Reading(90.0, age_s=500.0)}, "battery sensor"),
+        ({"idle_s": Reading(float("nan"))}, "idle hook"),
+        ({"idle_s": Reading(3600.0, age_s=float("nan"))}, "idle hook"),
+        ({"idle_s": Reading(3600.0, age_s=-121.0)}, "idle hook"),
+        ({"celsius": Reading(float("nan"))}, "thermal sensor"),
         ({"idle_s": Reading(5.0)}, "120 s of rest"),
         ({"idle_s": Reading(None)}, "idle hook"),
         ({"celsius": Reading(70.5)}, "70 C"),
@@ -66,6 +72,13 @@ def test_a_mains_device_without_a_battery_needs_no_power_sensor_but_obeys_one_th
     mains = dataclasses.replace(POLICY, profile="mains")
     assert answer(mains, charging=Reading(None), battery=Reading(None)).may_train
     assert not answer(mains, charging=Reading(False)).may_train
+    assert not answer(mains, battery=Reading(10.0)).may_train
+
+
+def test_where_there_is_no_battery_the_mains_adapter_alone_says_whether_it_charges():
+    assert answer(battery=Reading(None), has_battery=False).may_train
+    assert not answer(battery=Reading(None), has_battery=False, charging=Reading(None)).may_train
+    assert not answer(battery=Reading(None), has_battery=False, charging=Reading(False)).may_train
 
 
 def test_budgets_end_the_night_separately():
@@ -97,16 +110,17 @@ def test_a_window_inside_one_day_and_an_open_one():
 
 
 def maybe(strategy):
-    return st.builds(Reading, st.none() | strategy, st.floats(0, 500))
+    return st.builds(Reading, st.none() | strategy, st.floats(-500, 500) | st.just(float("nan")))
 
 
 READINGS = st.builds(
     Readings,
     charging=maybe(st.booleans()),
-    battery=maybe(st.floats(0, 100)),
-    celsius=maybe(st.floats(-40, 120)),
-    idle_s=maybe(st.floats(0, 1e6)),
+    battery=maybe(st.floats(0, 100) | st.just(float("nan"))),
+    celsius=maybe(st.floats(-40, 120) | st.just(float("nan"))),
+    idle_s=maybe(st.floats(0, 1e6) | st.just(float("nan"))),
     metered=maybe(st.booleans()),
+    has_battery=st.booleans(),
 )
 
 
@@ -114,11 +128,14 @@ READINGS = st.builds(
 def test_whatever_the_sensors_say_no_unknown_lets_a_battery_device_train(readings, now):
     decision = decide(readings, POLICY, Usage(), now)
     fresh = {
-        f.name: getattr(readings, f.name).value if getattr(readings, f.name).age_s <= 120 else None
-        for f in dataclasses.fields(readings)
+        name: getattr(readings, name).value if abs(getattr(readings, name).age_s) <= 120 else None
+        for name in ("charging", "battery", "celsius", "idle_s", "metered")
     }
     if decision.may_train:
         assert fresh["charging"] is True and fresh["idle_s"] >= 120 and fresh["celsius"] <= 70
+        low = fresh["battery"] is not None and fresh["battery"] < 40
+        known = fresh["battery"] is not None and fresh["battery"] >= 40
+        assert known or (not readings.has_battery and not low)
     if decision.may_send:
         assert fresh["metered"] is False
     assert (decision.reason == "every condition holds") == (decision.may_train and decision.may_send)

@@ -147,3 +147,22 @@ def test_a_database_of_another_schema_is_refused(tmp_path):
     connection.close()
     with pytest.raises(Exception, match="schema version 99"):
         open_store(tmp_path)
+
+
+def test_a_word_to_forget_is_read_as_typed_text_is(store, tmp_path):
+    store.add_many(
+        ["It\u2019s late", "see you tomorrow", "call me at hunter2", "Jo\u2019Burg Jo\u2019Burg is late"], NOW
+    )
+    assert store.forget_word("IT\u2019S") == 1
+    assert store.new_words() == ["jo'burg"]
+    store.forget_word(" Jo\u2019Burg! ")
+    assert store.new_words() == [] and b"burg" not in bytes_on_disk(tmp_path).lower()
+    assert store.forget_word("see  You") == 1
+    assert store.forget_word("hunter2") == 0, "it was never stored; other numbers stay"
+    assert store.sentences() == ["call me at <num>", "<unk> <unk> is late"]
+
+
+def test_a_word_with_a_digit_is_a_number_whole_and_no_new_word(store):
+    store.add_many(["my password is hunter2"] * 3, NOW)
+    assert set(store.sentences()) == {"my <unk> is <num>"}
+    assert store.new_words() == ["password"]

@@ -1,5 +1,6 @@
 import hashlib
 
+import msgspec
 import pytest
 
 from edge_runtime.model_slots import ModelSlots, VersionRefused
@@ -7,6 +8,7 @@ from edge_runtime.ports import NotThere, Unreachable
 from edge_runtime.trust import Keys, ManifestRefused
 from tests.edge_runtime.fakes import FakeBroker, FakeClock, FakeDownloads, ToyAggregator
 from wire_contract import envelope
+from wire_contract.manifest import encode_manifest
 
 
 class Device:
@@ -201,3 +203,55 @@ def test_a_kill_between_download_and_switch_leaves_the_old_slot(device):
     with pytest.raises(Killed):
         device.install()
     assert device.open().current("training").manifest == first
+
+
+def undo(device, manifest, version):
+    """Return the signed manifest of a version that has the bytes of an older one."""
+    changed = msgspec.structs.replace(manifest, version=version, kind="refresh", undo_of=version - 1)
+    return envelope.sign(device.aggregator.key, "manifest", encode_manifest(changed))
+
+
+def test_a_device_that_skipped_a_bad_version_refuses_it_after_the_undo(device):
+    first = device.install("refresh")
+    bad, manifest, model = device.aggregator.next_version("refresh")
+    device.aggregator.announce(bad, manifest, model, ("refresh",))
+    undone = device.slots.install(undo(device, first, manifest.version + 1), "refresh", device.clock.now())
+    assert undone.sha256 == first.sha256
+    for slots in (device.slots, device.open()):
+        slot = slots.slot("refresh")
+        assert (slot.version, slot.current, slot.previous) == (manifest.version + 1, first.sha256, "")
+        with pytest.raises(ManifestRefused) as caught:
+            slots.install(bad, "refresh", device.clock.now())
+        assert caught.value.reason == "lower_version"
+        assert slots.current("refresh").manifest.version == manifest.version + 1
+
+
+def test_a_template_that_rotted_on_the_disk_is_fetched_again(device):
+    device.install("refresh")
+    device.aggregator.move_on(("refresh",), "refresh")
+    device.install("refresh")
+    (path,) = (device.home / "templates").glob("*.bin")
+    whole = path.read_bytes()
+    for rotten in (whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], whole[:50], b""):
+        path.write_bytes(rotten)
+        device.aggregator.move_on(("refresh",), "refresh")
+        device.install("refresh")
+        assert path.read_bytes() == whole
+
+
+def test_a_vocabulary_that_rotted_on_the_disk_is_fetched_again_with_the_version_that_is_here(device):
+    manifest = device.install("refresh")
+    path = device.home / "vocabularies" / f"{manifest.vocabulary_sha256}.txt"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert device.slots.vocabulary(manifest.vocabulary_sha256) is None
+    device.install("refresh")
+    assert path.read_bytes() == device.aggregator.vocabulary
+
+
+@pytest.mark.parametrize("server", ["http://[x/", "http://h:port/", "http://t\u00f6y/"])
+def test_an_address_that_is_none_is_refused_by_name(device, server):
+    keys = Keys(device.aggregator.manifest_key, envelope.public_bytes(device.aggregator.key))
+    slots = ModelSlots(device.home, keys, "keyboard", server, device.downloads, device.check)
+    with pytest.raises(VersionRefused) as caught:
+        slots.install(device.aggregator.signed, "training", device.clock.now())
+    assert caught.value.reason == "wrong_address" and slots.current("training") is None

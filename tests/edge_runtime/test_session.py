@@ -101,9 +101,17 @@ def test_training_needs_no_link_and_sending_no_power():
 
 def test_after_seven_days_without_an_answer_the_update_is_given_up():
     waiting, _ = step(state(Phase.TRAINING), session.UpdateQueued(NOW, "e" * 32))
+    sent, _ = step(waiting, LOOK)
+    late = dataclasses.replace(LOOK, now=NOW + 7 * 86_400, may_send=False)
+    after, effects = step(sent, late)
+    assert after.phase is Phase.RESTING and effects == (session.Settle("e" * 32, "unanswered"),)
+
+
+def test_an_update_that_could_never_be_sent_in_seven_days_returns_to_the_residual():
+    waiting, _ = step(state(Phase.TRAINING), session.UpdateQueued(NOW, "e" * 32))
     late = dataclasses.replace(LOOK, now=NOW + 7 * 86_400, may_send=False)
     after, effects = step(waiting, late)
-    assert after.phase is Phase.RESTING and effects == (session.Settle("e" * 32, "unanswered"),)
+    assert after.phase is Phase.RESTING and effects == (session.Settle("e" * 32, "stale"),)
 
 
 def test_the_diagram_in_the_docs_is_drawn_from_this_table():
