@@ -103,7 +103,6 @@ class Score(msgspec.Struct, frozen=True, tag=True):
 
     first: str
     last: str
-    scratch: str
     words_a_person: int
     persons: tuple[HeldOutPerson, ...]
 

@@ -312,9 +312,7 @@ class Fleet:
         last = self._home / "last"
         self.host.write_refresh(last)
         shares = [tuple(persons[i :: len(self._workers)]) for i in range(len(self._workers))]
-        commands = [
-            Score(str(self._bundle), str(last), str(self._home / "scratch"), words_a_person, share) for share in shares
-        ]
+        commands = [Score(str(self._bundle), str(last), words_a_person, share) for share in shares]
         answers = self._ask_all(commands, Scored)
         before = after = personal = Hits()
         for some in answers:
