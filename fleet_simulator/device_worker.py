@@ -8,6 +8,7 @@ Run by the fleet as `python -m fleet_simulator.device_worker` in the device envi
 import os
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -50,6 +51,7 @@ from fleet_simulator.nights import Visit
 from fleet_simulator.sensors import Killed, PlayedSensors
 
 REPLY_TIMEOUT_S = 20.0
+PARENT_POLL_S = 0.25
 POLICY = PolicySettings(profile="battery", time_zone="UTC", night_start="23:00", night_end="06:00")
 # What a device says when it stays away, in a word for the histogram.
 REASONS = (
@@ -283,8 +285,20 @@ def run(stdin: IO[bytes], stdout: IO[bytes]) -> int:
             return 0
 
 
+def end_with_parent(parent: int) -> None:
+    """End this process soon after `parent` is gone, even while it waits for a broker: nothing may be left running."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def main() -> int:
     """Talk over the standard streams; what libraries print goes to stderr."""
+    end_with_parent(os.getppid())
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return run(sys.stdin.buffer, replies)
