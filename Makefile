@@ -57,7 +57,7 @@ bench-%: environments ## run benchmarks/NAME.py: make bench-train_step
 	@$(VENV)/bin/python -m benchmarks.$* $(ARGS)
 
 lock: ## make requirements/*.txt again (needs uv)
-	uv pip compile pyproject.toml requirements/all.in --extra device --extra cloud --extra export --extra flash --extra demo --extra dev \
+	uv pip compile pyproject.toml requirements/all.in --extra device --extra cloud --extra fast --extra export --extra bench --extra flash --extra demo --extra dev \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --no-header -q -o requirements/all.txt
 	uv pip compile pyproject.toml requirements/device.in --extra device --extra device-tflite \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --no-header -q -o requirements/device.txt
