@@ -12,15 +12,16 @@ The rules, cheap checks first, nothing of the update is believed before its chec
   wrong_layout    another layout fingerprint
   expired         after the lease's deadline and grace, or older than the maximum age by the aggregator's own clock
   stale           more than 3 steps behind: the device keeps the vector
-  unsupported     a codec that the plan does not name
+  unsupported     a codec that the plan does not name, or an index set that no plan of this population has named
   bad_seal        does not open with the header's bytes
-  malformed       does not decode to this model's size, finite, in range
+  malformed       does not decode to this model's size, finite, in range, in the plan's codec
   norm_exceeded   the decoded vector is longer than the clip norm, or one value is above the buffer's bound
   accepted        weight = (1, or min(examples, cap) / cap) / sqrt(1 + staleness)
 `duplicate` and `conflict` (other bytes under one lease) come from what is stored, not from the bytes: see `ingest`.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -32,6 +33,7 @@ from cloud_aggregator.leases import Lease
 from wire_contract import codec, envelope
 from wire_contract.codec import SparseVector
 from wire_contract.errors import ContractError, Malformed, Unsupported, Untrusted
+from wire_contract.index_set import IndexSet
 from wire_contract.messages import Plan, UpdateHeader, UpdateInit, decode_message
 from wire_contract.topics import UpdateTopic
 
@@ -62,9 +64,14 @@ class OpenedInit:
     header: UpdateHeader
 
 
+def no_index_set(wanted: bytes) -> IndexSet | None:
+    """Where no plan names an index set, none is found."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an update is measured by; times in seconds."""
+    """What an update is measured by; times in seconds. `index_set` finds a set by the 8 bytes that an update names."""
 
     population: str
     task: str
@@ -73,6 +80,7 @@ class Rules:
     plan: Plan
     lease_grace_s: int
     maximum_age_s: int
+    index_set: Callable[[bytes], IndexSet | None] = no_index_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,7 @@ def admit(
     except Untrusted as e:
         return Verdict("bad_seal", str(e), behind), None
     try:
-        vector = codec.decode(plain, size=rules.size)
+        vector = read_vector(plain, rules)
     except Unsupported as e:
         return Verdict("unsupported", str(e), behind), None
     except Malformed as e:
@@ -162,6 +170,18 @@ def admit(
     if weight <= 0.0:
         return Verdict("malformed", "an update is made of at least one example, got 0", behind), None
     return Verdict("accepted", f"staleness {behind}, weight {weight:.4f}", behind, weight), vector
+
+
+def read_vector(plain: bytes, rules: Rules) -> SparseVector:
+    """Return what opened bytes say, decoded as the plan has it. Raises `Malformed` or `Unsupported`.
+
+    The set of a `shared` update is the one that it names: the plan may name a newer one since the lease went out.
+    """
+    wanted = codec.set_id_of(plain)
+    index_set = None if wanted is None else rules.index_set(wanted)
+    if wanted is not None and index_set is None:
+        raise Unsupported(f"no plan of this population has named the index set {wanted.hex()}")
+    return codec.decode(plain, size=rules.size, plan=rules.plan.codec, index_set=index_set)
 
 
 def _refuse_unopened(update: Arrived, rules: Rules, now: int) -> Verdict | None:

@@ -21,7 +21,8 @@ TRACKS: Final[tuple[Track, ...]] = ("training", "refresh")
 def announcement_message(announced: AnnouncementRecord) -> Outgoing:
     """Return what a track announces as the broker's message."""
     topic = build_topic(ModelTopic(announced.population, announced.track))
-    return Outgoing(topic, encode_message(ModelAnnouncement(signed_manifest=announced.signed_manifest)), retain=True)
+    payload = encode_message(ModelAnnouncement(signed_manifest=announced.signed_manifest))
+    return Outgoing(topic, payload, retain=True, announces=announced.population)
 
 
 def current_announcements(records: Records, populations: Iterable[str]) -> list[Outgoing]:

@@ -4,6 +4,7 @@ The rules:
 - a check-in dated a day or more off is turned away with that reason, so that an old one cannot be played again later to
   hold a lease for a device that is not there;
 - a device that holds a live lease gets the same lease again (see `leases.is_offered_again`);
+- while storage takes no new work no new lease is given; a check-in that cannot even be stored is answered as it stands;
 - any other check-in before the retry window that the device was last told is turned away with that same window: by the
   stored time, not the device's word. So no device answers more often than the pace allows, and asking early neither
   moves the window nor anybody else's;
@@ -13,13 +14,18 @@ The rules:
 
 from dataclasses import dataclass
 
+import msgspec
+
 from cloud_aggregator import pace
-from cloud_aggregator.ingest import missing_chunks
+from cloud_aggregator.config import PaceSettings, PopulationSettings
+from cloud_aggregator.ingest import missing_chunks, read_request
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.leases import IN_FLIGHT_PER_GOAL, Lease, draw_lease, is_offered_again, may_offer
 from cloud_aggregator.population import Population
+from cloud_aggregator.ports import Message
 from cloud_aggregator.records import DeviceRecord, Records, UpdateRecord
 from wire_contract import envelope
+from wire_contract.errors import ContractError
 from wire_contract.messages import (
     CheckIn,
     Receipt,
@@ -30,26 +36,30 @@ from wire_contract.messages import (
     capabilities_needed,
     encode_message,
 )
-from wire_contract.topics import DeviceTopic, build_topic
+from wire_contract.topics import DeviceTopic, build_topic, parse_topic
 
 MAX_CLOCK_DIFFERENCE_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message for the broker. `update` is the row whose receipt it is (0: none), `counts` how it was answered."""
+    """A message for the broker. `update` is the row whose receipt it is (0: none), `announces` the population whose
+    version it announces ("": none)."""
 
     topic: str
     payload: bytes
     retain: bool = False
     update: int = 0
+    announces: str = ""
 
 
 @dataclass(slots=True)
 class Load:
-    """Devices turned away in this pass that came when they were told: what the retry windows widen with."""
+    """Devices turned away in this pass that came when they were told: what the retry windows widen with; and why
+    storage takes no new work now (empty: it does, see `back_pressure`)."""
 
     turned_away: int = 0
+    storage: str = ""
 
 
 def answer_check_in(
@@ -84,6 +94,8 @@ def _reply(
         records.set_lease_state(lease.lease, "replaced" if now < lease.deadline else "expired")
         lease = None
     if lease is None:
+        if load.storage:
+            return _turn_away_for_storage(population.settings.pace, check_in, load.storage, now)
         in_flight = records.count_in_flight(task, now)
         if not may_offer(in_flight, settings.goal_count):
             reason = f"{in_flight} leases are in flight, the goal count is {settings.goal_count}"
@@ -107,7 +119,7 @@ def _cannot_take(population: Population, check_in: CheckIn, now: int) -> str:
         return f"the check-in is dated {off:+d} s from the aggregator's clock, less than a day is allowed"
     if check_in.population != population.name:
         return f"this device is enrolled in population {population.name}, not {check_in.population}"
-    plan = population.settings.plan
+    plan = population.plan
     lacking = sorted(capabilities_needed(plan) - set(check_in.capabilities))
     if lacking:
         return f"the task needs {', '.join(lacking)}"
@@ -129,6 +141,33 @@ def _turn_away(population: Population, check_in: CheckIn, reason: str, load: Loa
     return TurnedAway(device=check_in.device, nonce=check_in.nonce, reason=reason, issued_at=now, retry=retry)
 
 
+def _turn_away_for_storage(pace_settings: PaceSettings, check_in: CheckIn, reason: str, now: int) -> TurnedAway:
+    # A disk takes hours to get well, not minutes: the second half of the longest window.
+    longest = pace_settings.maximum_seconds
+    retry = RetryWindow(earliest=now + max(pace_settings.minimum_seconds, longest // 2), latest=now + longest)
+    return TurnedAway(device=check_in.device, nonce=check_in.nonce, reason=reason[:400], issued_at=now, retry=retry)
+
+
+def answer_unstored(records: Records, message: Message, keys: ServiceKeys, reason: str, now: int) -> Outgoing | None:
+    """Return the turning away of a check-in that cannot be stored; None for any other message, or one to be ignored.
+
+    Nothing of it is kept: it is answered as it stands, and only if its device signed it.
+    """
+    try:
+        topic = parse_topic(message.topic)
+        known = records.device(topic.device) if isinstance(topic, DeviceTopic) and topic.leaf == "req" else None
+        if known is None or known.revoked_at is not None:
+            return None
+        request = read_request(envelope.verify(message.payload, "request", known.public_key))
+    except ContractError:
+        return None
+    population = next((p for p in records.populations() if p.population == known.population), None)
+    if population is None or not isinstance(request, CheckIn) or request.device != known.device:
+        return None
+    settings = msgspec.json.decode(population.settings, type=PopulationSettings)
+    return task_message(_turn_away_for_storage(settings.pace, request, reason, now), keys)
+
+
 def _offer(population: Population, check_in: CheckIn, lease: Lease, keys: ServiceKeys, now: int) -> TaskOffer:
     settings = population.settings
     return TaskOffer(
@@ -140,7 +179,7 @@ def _offer(population: Population, check_in: CheckIn, lease: Lease, keys: Servic
         base_version=lease.base_version,
         base_sha256=lease.base_sha256,
         layout_fingerprint=population.manifest.layout_fingerprint,
-        plan=settings.plan,
+        plan=population.plan,
         seed=lease.seed,
         sealing_key=keys.sealing_public,
         shard=0,
@@ -166,6 +205,11 @@ def receipt_message(receipt: Receipt, keys: ServiceKeys, update: int = 0) -> Out
     """Return a receipt as the device's message; `update` is its row, to be marked once the broker has it."""
     topic = build_topic(DeviceTopic(receipt.device, "down/rcpt"))
     return Outgoing(topic, envelope.sign(keys.signing, "receipt", encode_message(receipt)), update=update)
+
+
+def stored_receipt(row: UpdateRecord) -> Outgoing:
+    """Return the receipt that an update was given, the very bytes."""
+    return Outgoing(build_topic(DeviceTopic(row.device, "down/rcpt")), row.receipt, update=row.id)
 
 
 def receipt_of(row: UpdateRecord, now: int) -> Receipt:
@@ -228,6 +272,4 @@ def answer_status(
             issued_at=now,
         )
         return receipt_message(again, keys)
-    if not row.receipt:
-        return None
-    return Outgoing(build_topic(DeviceTopic(device, "down/rcpt")), row.receipt, update=row.id)
+    return stored_receipt(row) if row.receipt else None

@@ -63,6 +63,14 @@ def build_parser() -> Parser:
     _limit(_add(rounds, "list", "list rounds, newest first", "round_list"))
     _named(_add(rounds, "show", "show one round and the updates in it", "round_show"), "round")
 
+    again = _named(
+        _add(rounds, "replay", "make a version again from what is recorded, bit for bit", "round_replay"), "round"
+    )
+    _population(again)
+    again.add_argument(
+        "--from-sums", action="store_true", help="take the recorded sums where raw updates were deleted by age"
+    )
+
     release = _group(top, "release", "refreshes for keyboards")
     _limit(_add(release, "list", "list releases, newest first", "release_list"))
     _named(_add(release, "show", "show one release", "release_show"), "release")

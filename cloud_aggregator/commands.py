@@ -297,6 +297,33 @@ def round_show(arguments: argparse.Namespace) -> Result:
     return Result(answer, next_command="cloud-aggregator release now --dry-run")
 
 
+def round_replay(arguments: argparse.Namespace) -> Result:
+    """Make a version again from what is recorded, and say whether it came out the same."""
+    from cloud_aggregator.adapters.blobs import FileBlobs
+    from cloud_aggregator.adapters.key_files import load_keys
+    from cloud_aggregator.round_replay import find_version, replay
+    from cloud_aggregator.serving import open_database
+
+    data = _data(arguments)
+    database = open_database(data, _settings(data))
+    try:
+        # One snapshot: a running service may go on beside it.
+        with database.reading() as records:
+            name = view.one_population(records, arguments.population)
+            population = next(p for p in records.populations() if p.population == name)
+            version = find_version(records, population, arguments.name)
+            again = replay(
+                records, FileBlobs(data / "blobs"), load_keys(data), population, version,
+                sums_may_do=arguments.from_sums,
+            )  # fmt: skip
+    finally:
+        database.close()
+    answer = view.replay_view(again)
+    if again.identical:
+        return Result(answer, next_command=f"cloud-aggregator round show {arguments.name}")
+    return Result(answer, f"differs: {again.differs}", exit_code=ExitCode.FAILED)
+
+
 def release_list(arguments: argparse.Namespace) -> Result:
     """List releases."""
     answer = _read(

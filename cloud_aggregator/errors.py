@@ -1,5 +1,7 @@
 """What the aggregator's own parts raise, sorted by what the caller does next."""
 
+from collections.abc import Sequence
+
 
 class AggregatorError(Exception):
     """Base of the aggregator's own errors."""
@@ -26,7 +28,18 @@ class InvalidToken(AggregatorError):  # noqa: N818
 
 
 class StorageFailed(AggregatorError):  # noqa: N818
-    """The database or the blob store did not take or give something: nothing was acknowledged, try again later."""
+    """The database or the blob store did not take or give something: nothing was acknowledged, try again later.
+
+    `answered` are messages of a failed group that need not be given again: they were answered without being stored.
+    """
+
+    def __init__(self, message: str, answered: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.answered = answered
+
+
+class StorageFull(StorageFailed):
+    """There is no room: nothing was acknowledged, and it goes on by itself once there is some."""
 
 
 class BrokerUnreachable(AggregatorError):  # noqa: N818

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from cloud_aggregator.back_pressure import Pressure
 from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.errors import NotFound
+from cloud_aggregator.named_sets import names_of
 from cloud_aggregator.records import (
     DeviceRecord,
     PopulationRecord,
@@ -20,6 +22,7 @@ from cloud_aggregator.records import (
     UpdateRecord,
     VersionRecord,
 )
+from cloud_aggregator.round_replay import Replay
 
 View = dict[str, Any]
 
@@ -34,8 +37,9 @@ def round_id(ordinal: int) -> str:
     return f"r-{ordinal:04d}"
 
 
-def status_view(records: Records, now: int) -> View:
-    """Return the whole at a glance: a sentence of health, and each population's state."""
+def status_view(records: Records, now: int, pressure: Pressure | None = None) -> View:
+    """Return the whole at a glance: a sentence of health, each population's state, and how storage is (None: no service
+    runs, so nobody knows)."""
     devices = records.devices()
     populations = [_population_view(records, population, devices, now) for population in records.populations()]
     waiting = records.count_updates("received")
@@ -47,14 +51,26 @@ def status_view(records: Records, now: int) -> View:
     else:
         online = sum(device.online for device in devices)
         health = f"{len(devices)} devices enrolled, {online} online; {waiting} updates wait for a verdict"
+    if pressure is not None and pressure.name:
+        health = f"{pressure.name}, new work is turned away: {pressure.told}; {health}"
     return {
         "health": health,
+        "storage": None if pressure is None else _storage_view(pressure),
         "time": iso(now),
         "populations": populations,
         "updates_waiting": waiting,
         "uploads_open": records.count_updates("open"),
         "receipts_unpublished": unpublished,
         "events": records.count_events(),
+    }
+
+
+def _storage_view(pressure: Pressure) -> View:
+    return {
+        "state": pressure.name or "well",
+        "commit_seconds": round(pressure.commit_s, 4),
+        "waiting_groups": round(pressure.waiting_groups, 2),
+        "room_bytes": pressure.room_bytes,
     }
 
 
@@ -85,6 +101,8 @@ def _population_view(records: Records, population: PopulationRecord, devices: li
         "accepted_by_staleness": dict(sorted(accepted.items())),
         "refused": dict(sorted(refused.items())),
         "next_release": iso(schedule.next_due) if schedule else None,
+        "codec": settings.plan.codec.mode,
+        "index_set": next(reversed(names_of(records, population.population)), None),
     }
 
 
@@ -197,6 +215,21 @@ def round_show(records: Records, prefix: str) -> View:
         for update in updates
     ]
     return view
+
+
+def replay_view(again: Replay) -> View:
+    """Return what came of a replay."""
+    return {
+        "population": again.population,
+        "version": again.version,
+        "identical": again.identical,
+        "differs": again.differs or None,
+        "sha256": again.sha256,
+        "started_from": again.started_from,
+        "steps": again.steps,
+        "updates": again.updates,
+        "from_sums": list(again.from_sums),
+    }
 
 
 def release_view(release: ReleaseRecord) -> View:

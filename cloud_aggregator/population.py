@@ -1,25 +1,29 @@
 """One population in memory: what its next step is made of. Everything here is rebuilt from committed rows.
 
 `Population` holds the registry, the buffer, the optimizer's state and the file that the next version is patched into.
-`admit_one` gives an update its verdict and folds it; `close_round` makes the buffer the next training version. Both
-work inside one transaction of the service; if that fails, the value in memory is thrown away and loaded again.
+`admit_one` gives an update its verdict and folds it; `close_round` makes the buffer the next training version;
+`checkpoint` keeps the buffer's sums, so that `load` folds only what came after it. All work inside one transaction of
+the service; if that fails, the value in memory is thrown away and loaded again.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from cloud_aggregator import buffer as buffers
 from cloud_aggregator import registry as registries
-from cloud_aggregator import server_optimizer
-from cloud_aggregator.admission import Arrived, Rules, Verdict, admit
-from cloud_aggregator.buffer import Buffer
+from cloud_aggregator.admission import Arrived, Rules, Verdict, admit, read_vector
+from cloud_aggregator.buffer import Accumulator
 from cloud_aggregator.bundle import Bundle, check_plan
 from cloud_aggregator.config import PopulationSettings, check_population
 from cloud_aggregator.errors import Refused, StorageFailed
 from cloud_aggregator.keys import ServiceKeys
+from cloud_aggregator.leases import Lease
+from cloud_aggregator.named_sets import NamedSets, name_first, read_names
+from cloud_aggregator.partial_sums import Member, members_hash, pack, unpack_members, unpack_sums
 from cloud_aggregator.ports import Blobs
 from cloud_aggregator.records import (
     AnnouncementRecord,
@@ -34,13 +38,18 @@ from cloud_aggregator.release_schedule import first_schedule
 from cloud_aggregator.rounds import RoundRules, close_cause
 from cloud_aggregator.server_optimizer import OptimizerState
 from cloud_aggregator.staleness import MAXIMUM
-from wire_contract import codec, envelope
+from cloud_aggregator.training_step import take_step
+from wire_contract import envelope
 from wire_contract.codec import SparseVector
 from wire_contract.layout import Layout
 from wire_contract.manifest import Manifest, decode_manifest, encode_manifest
-from wire_contract.messages import UpdateHeader, decode_message
-from wire_contract.patch import patch
+from wire_contract.messages import Plan, UpdateHeader, decode_message
 from wire_contract.topics import Track
+
+# The key of the sums of a round that has not closed.
+OPEN_ROUND: Final = 0
+# The optimizer's state is three float32 vectors (17 MB for 1.42 M values): a replay sets out from one of every sixteen.
+KEEP_STATE_EVERY: Final = 16
 
 
 @dataclass(slots=True)
@@ -55,31 +64,52 @@ class Population:
     ordinals: dict[int, int]
     optimizer: OptimizerState
     file: bytes
-    buffer: Buffer
-    waiting: list[int]
+    buffer: Accumulator
+    waiting: list[Member]
     staleness: list[int]
     opened_at: int
+    index_sets: NamedSets
+    folded_since_checkpoint: int = 0
 
     @property
     def name(self) -> str:
         return self.record.population
 
     @property
+    def plan(self) -> Plan:
+        """The plan that offers carry: the operator's, with the index set that is named now."""
+        return plan_of(self.settings, self.index_sets)
+
+    @property
     def rules(self) -> Rules:
-        return Rules(
-            population=self.record.population,
-            task=self.record.task,
-            layout_fingerprint=self.manifest.layout_fingerprint,
-            size=self.layout.size,
-            plan=self.settings.plan,
-            lease_grace_s=self.settings.lease_grace_seconds,
-            maximum_age_s=self.settings.maximum_age_seconds,
-        )
+        return rules_of(self.record, self.settings, self.manifest, self.layout, self.index_sets)
 
     def staleness_of(self, base_version: int) -> int | None:
         """Return how many steps the training version is ahead of `base_version`; None if that was none."""
         ordinal = self.ordinals.get(base_version)
         return None if ordinal is None else (self.registry.training.ordinal or 0) - ordinal
+
+
+def plan_of(settings: PopulationSettings, index_sets: NamedSets) -> Plan:
+    """Return the operator's plan with the index set that is named now."""
+    plan = settings.plan
+    return msgspec.structs.replace(plan, codec=msgspec.structs.replace(plan.codec, index_set=index_sets.current))
+
+
+def rules_of(
+    record: PopulationRecord, settings: PopulationSettings, manifest: Manifest, layout: Layout, index_sets: NamedSets
+) -> Rules:
+    """Return what a population's updates are measured by."""
+    return Rules(
+        population=record.population,
+        task=record.task,
+        layout_fingerprint=manifest.layout_fingerprint,
+        size=layout.size,
+        plan=plan_of(settings, index_sets),
+        lease_grace_s=settings.lease_grace_seconds,
+        maximum_age_s=settings.maximum_age_seconds,
+        index_set=index_sets.find,
+    )
 
 
 def found(
@@ -105,6 +135,7 @@ def found(
         raise Refused(f"population {manifest.population} exists already", "a model family has one population")
     blobs.put(bundle.model)
     blobs.put(bundle.vocabulary)
+    name_first(records, blobs, manifest, settings)
     version = Registered(manifest.version, manifest.sha256, 0)
     records.add_version(
         VersionRecord(
@@ -167,48 +198,98 @@ def load(records: Records, blobs: Blobs, record: PopulationRecord, keys: Service
         ordinals={v.version: v.ordinal for v in steps if v.ordinal is not None},
         optimizer=optimizer,
         file=blobs.get(current.sha256),
-        buffer=Buffer.empty(layout.size),
+        buffer=Accumulator.empty(layout.size),
         waiting=[],
         staleness=[0] * (MAXIMUM + 1),
         opened_at=0,
+        index_sets=read_names(records, blobs, record.population),
     )
-    for row in records.accepted_unused(record.task):
-        header = decode_message(row.header, UpdateHeader)
-        plain = envelope.unseal(
-            records.sealed_bytes(row.update_id),
-            header=row.header,
-            ephemeral_key=header.ephemeral_key,
-            recipient=keys.sealing,
-        )
-        _fold(
-            population, row, codec.decode(plain, size=layout.size), row.weight, row.staleness or 0, row.judged_at or 0
-        )
+    _load_buffer(population, records, keys)
     return population
+
+
+def _load_buffer(population: Population, records: Records, keys: ServiceKeys) -> None:
+    """Take the checkpoint's sums, and fold the accepted updates that came after it."""
+    rows = records.accepted_unused(population.record.task)
+    summed = _checkpointed(population, records, rows)
+    later = [row for row in rows if row.id not in summed]
+    for row in rows:
+        if row.id in summed:
+            _count(population, row, row.weight, row.staleness or 0, row.judged_at or 0)
+    for row in later:
+        # One at a time: a round may be larger than the memory.
+        _fold(population, row, _vector_of(population, records, row, keys), row.weight, row.staleness or 0,
+              row.judged_at or 0)  # fmt: skip
+    population.folded_since_checkpoint = len(later)
+
+
+def _checkpointed(population: Population, records: Records, rows: list[UpdateRecord]) -> set[int]:
+    """Set the buffer to the checkpoint's sums and return the ids in it: none if there is no checkpoint to believe."""
+    kept = records.sums(population.name, OPEN_ROUND)
+    if kept is None:
+        return set()
+    try:
+        ids = set(unpack_members(kept))
+        if members_hash(_member(row) for row in rows if row.id in ids) != kept.members_sha256:
+            raise StorageFailed("its members are not the accepted updates that no step has used")
+        population.buffer = Accumulator(unpack_sums(kept, population.layout.size), kept.count)
+    except StorageFailed as e:
+        # The updates themselves are all there: the sums can be worked out again, and are.
+        told = f"the checkpoint of {population.name} is not used, its round is summed anew: {e}"
+        records.add_event(max((row.judged_at or 0 for row in rows), default=0), "damaged checkpoint", "", told)
+        return set()
+    return ids
+
+
+def _vector_of(population: Population, records: Records, row: UpdateRecord, keys: ServiceKeys) -> SparseVector:
+    header = decode_message(row.header, UpdateHeader)
+    plain = envelope.unseal(
+        records.sealed_bytes(row.id), header=row.header, ephemeral_key=header.ephemeral_key, recipient=keys.sealing
+    )
+    return read_vector(plain, population.rules)
+
+
+def _member(row: UpdateRecord, weight: float | None = None) -> Member:
+    return Member(row.id, row.sha256, row.weight if weight is None else weight)
 
 
 def _fold(
     population: Population, row: UpdateRecord, vector: SparseVector, weight: float, staleness: int, now: int
 ) -> None:
-    folded = buffers.fold(population.buffer, vector, weight)
-    if not population.waiting:
-        population.opened_at = now
-    population.buffer = folded
-    population.waiting.append(row.id)
+    population.buffer.fold(vector, weight)
+    _count(population, row, weight, staleness, now)
+    population.folded_since_checkpoint += 1
+
+
+def _count(population: Population, row: UpdateRecord, weight: float, staleness: int, now: int) -> None:
+    population.opened_at = min(population.opened_at, now) if population.waiting else now
+    population.waiting.append(_member(row, weight))
     population.staleness[staleness] += 1
 
 
-def admit_one(population: Population, records: Records, row: UpdateRecord, keys: ServiceKeys, now: int) -> Verdict:
-    """Give a received update its verdict, store it, and fold the update if it is accepted.
+def checkpoint(population: Population, records: Records, every: int = 1) -> bool:
+    """Keep the open round's sums if at least `every` updates were folded since that was last done.
+
+    Call it in the transaction that stores their verdicts.
+    """
+    if population.folded_since_checkpoint < every:
+        return False
+    records.put_sums(pack(population.name, OPEN_ROUND, population.waiting, population.buffer.sums))
+    population.folded_since_checkpoint = 0
+    return True
+
+
+def admit_one(
+    population: Population, records: Records, row: UpdateRecord, sealed: bytes, lease: Lease | None, keys: ServiceKeys,
+    now: int,
+) -> UpdateRecord:  # fmt: skip
+    """Give a received update its verdict and fold it if that is `accepted`; return the row to store.
 
     An update that no rule foresaw is `malformed`, with an event: it must not stop every later one, at each restart.
     """
-    sealed = records.sealed_bytes(row.update_id)
-    lease = records.lease(population.record.task, row.device, row.lease or "")
     norm = 0.0
     try:
-        header = decode_message(row.header, UpdateHeader)
-        arrived = Arrived(row.header, header, sealed, lease, population.staleness_of(header.base_version))
-        verdict, vector = admit(arrived, population.rules, keys.sealing, now)
+        verdict, vector = judge(row, sealed, lease, population.rules, population.staleness_of, keys, now)
         if vector is not None:
             norm = vector.norm()
             _fold(population, row, vector, verdict.weight, verdict.staleness or 0, now)
@@ -218,31 +299,41 @@ def admit_one(population: Population, records: Records, row: UpdateRecord, keys:
     except Exception as e:  # noqa: BLE001 - see above
         verdict = Verdict("malformed", f"it could not be admitted: {type(e).__name__}: {e}"[:300])
         records.add_event(now, "admission failed", row.device, f"update {row.update_id}: {type(e).__name__}: {e}")
-    _store_verdict(records, row, verdict, norm if verdict.name == "accepted" else 0.0, now)
-    return verdict
+    return _judged(row, verdict, norm if verdict.name == "accepted" else 0.0, now)
 
 
-def refuse_orphan(records: Records, row: UpdateRecord, now: int) -> Verdict:
-    """Refuse an update whose device was revoked, or whose population went, after it came in."""
-    verdict = Verdict("unknown_device", f"device {row.device} is revoked, or its population is gone")
-    _store_verdict(records, row, verdict, 0.0, now)
-    return verdict
+def judge(
+    row: UpdateRecord, sealed: bytes, lease: Lease | None, rules: Rules, staleness_of: Callable[[int], int | None],
+    keys: ServiceKeys, now: int,
+) -> tuple[Verdict, SparseVector | None]:  # fmt: skip
+    """Return the verdict on a stored update, and its vector if that is `accepted`. A replay asks the same again.
+
+    `staleness_of` gives the steps since a base version, None for one that was none.
+    """
+    header = decode_message(row.header, UpdateHeader)
+    if lease is not None and (lease.task, lease.device) != (rules.task, row.device):
+        lease = None
+    arrived = Arrived(row.header, header, sealed, lease, staleness_of(header.base_version))
+    return admit(arrived, rules, keys.sealing, now)
 
 
-def _store_verdict(records: Records, row: UpdateRecord, verdict: Verdict, norm: float, now: int) -> None:
-    if verdict.name != "accepted":
-        records.drop_chunks(row.update_id)
-    records.set_verdict(
-        replace(
-            row,
-            state="judged",
-            verdict=verdict.name,
-            reason=verdict.reason[:400],
-            staleness=verdict.staleness,
-            weight=verdict.weight,
-            norm=norm,
-            judged_at=now,
-        )
+def refuse_orphan(row: UpdateRecord, now: int) -> UpdateRecord:
+    """Refuse an update whose device was revoked, or whose population went, after it came in; return the row."""
+    return _judged(
+        row, Verdict("unknown_device", f"device {row.device} is revoked, or its population is gone"), 0.0, now
+    )
+
+
+def _judged(row: UpdateRecord, verdict: Verdict, norm: float, now: int) -> UpdateRecord:
+    return replace(
+        row,
+        state="judged",
+        verdict=verdict.name,
+        reason=verdict.reason[:400],
+        staleness=verdict.staleness,
+        weight=verdict.weight,
+        norm=norm,
+        judged_at=now,
     )
 
 
@@ -258,9 +349,15 @@ def close_round(
     cause = close_cause(rules, updates=population.buffer.count, opened_at=population.opened_at, now=now)
     if cause is None:
         return None
-    delta = buffers.close(population.buffer, settings.goal_count)
-    optimizer = server_optimizer.step(population.optimizer, delta, settings.optimizer)
-    file = patch(population.file, population.manifest, population.layout.unflatten(optimizer.master))
+    step = take_step(
+        population.file,
+        population.optimizer,
+        population.buffer,
+        manifest=population.manifest,
+        layout=population.layout,
+        settings=settings,
+    )
+    delta, optimizer, file = step.delta, step.optimizer, step.file
     sha256 = blobs.put(file)
     registry = registries.advance(population.registry, sha256)
     version = VersionRecord(
@@ -277,12 +374,17 @@ def close_round(
     )
     records.add_version(version)
     records.set_optimizer(population.name, optimizer)
-    records.mark_used(population.waiting, version.version)
+    records.mark_used([member.id for member in population.waiting], version.version)
+    records.put_sums(pack(population.name, version.version, population.waiting, population.buffer.sums))
+    records.drop_sums(population.name, OPEN_ROUND)
+    if (version.ordinal or 0) % KEEP_STATE_EVERY == 0:
+        records.keep_state(population.name, version.version, optimizer)
     announce(population, records, keys, "training", registry.training, now)
     population.registry, population.optimizer, population.file = registry, optimizer, file
     population.ordinals[version.version] = registry.training.ordinal or 0
-    population.buffer, population.waiting = Buffer.empty(population.layout.size), []
+    population.buffer, population.waiting = Accumulator.empty(population.layout.size), []
     population.staleness, population.opened_at = [0] * (MAXIMUM + 1), 0
+    population.folded_since_checkpoint = 0
     return version
 
 

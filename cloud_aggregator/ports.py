@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cloud_aggregator.deltas import Pair
 from cloud_aggregator.records import Records
 
 Entropy = Callable[[int], bytes]
@@ -24,7 +25,10 @@ class Database(Protocol):
         """Enter a transaction; an exception inside rolls all of it back. Raises `StorageFailed`."""
 
     def reading(self) -> AbstractContextManager[Records]:
-        """Enter a block that only reads, beside a running service too."""
+        """Enter a block that only reads, beside a running service too; it sees one moment of the database."""
+
+    def room_bytes(self) -> int | None:
+        """Return how many bytes it may still grow by; None if nobody knows. Raises `StorageFailed`."""
 
 
 class Blobs(Protocol):
@@ -41,6 +45,41 @@ class Blobs(Protocol):
 
     def drop(self, sha256: str) -> None:
         """Delete these bytes if they are there. Raises `StorageFailed`."""
+
+
+class DeltaCache(Protocol):
+    """Deltas by the pair of files that they lie between; empty bytes say that the pair has no delta worth sending."""
+
+    def path(self, pair: Pair) -> Path | None:
+        """Return the file of a delta, or None if there is none."""
+
+    def put(self, pair: Pair, data: bytes) -> Path:
+        """Store a delta whole and return its file. Raises `StorageFailed`."""
+
+    def pairs(self) -> set[Pair]:
+        """Return what is here."""
+
+    def drop(self, pair: Pair) -> None:
+        """Delete a delta if it is there. Raises `StorageFailed`."""
+
+
+class Deltas(Protocol):
+    """Who makes deltas, beside the service: it never waits for one."""
+
+    def prepare(self, population: str) -> None:
+        """Begin to make what devices will ask for first, now that a track of the population announces another file."""
+
+    def path(self, population: str, pair: Pair, wait_s: float = ...) -> Path | None:
+        """Return a delta's file; None if there is none, or if it is not made within `wait_s` real seconds."""
+
+    def makes(self, pair: Pair) -> bool:
+        """Whether a delta is being made now."""
+
+    def troubles(self) -> list[str]:
+        """Return what has failed since the last call; nothing was lost by it."""
+
+    def close(self) -> None:
+        """Give up what is being made."""
 
 
 class Transport(Protocol):
@@ -60,7 +99,10 @@ class Message:
 
 
 class Intake(Protocol):
-    """Who takes messages in: returns only after they are durable, and only then are they acknowledged."""
+    """Who takes messages in: returns only after they are durable, and only then are they acknowledged.
+
+    Raises `StorageFailed` if they were not stored; only what its `answered` names is acknowledged then.
+    """
 
     def take_group(self, messages: Sequence[Message]) -> None: ...
 

@@ -1,10 +1,11 @@
 """What is stored, as frozen values, and the operations on it that the service needs.
 
 One `Records` is one transaction (see `ports.Database`). The state of everything that counts is a function of these
-rows: the buffer is the accepted updates whose `used_by` is empty, so a restart rebuilds it exactly.
+rows: the buffer is the accepted updates whose `used_by` is empty, so a restart rebuilds it exactly. A `PartialSums` is
+a part of that sum which was worked out already, kept in the transaction that gave its updates their verdicts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,6 +14,7 @@ from cloud_aggregator.server_optimizer import OptimizerState
 from wire_contract.topics import Track
 
 UpdateState = Literal["open", "received", "judged"]
+RequestKind = Literal["check-in", "status-query", "repeat", "model-request"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class RequestRecord:
 
     id: int
     device: str
-    kind: Literal["check-in", "status-query", "repeat"]
+    kind: RequestKind
     key: str
     payload: bytes
 
@@ -106,6 +108,35 @@ class UpdateRecord:
     def chunks(self) -> int:
         """Number of chunks of the sealed bytes."""
         return -(-self.size_bytes // self.chunk_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """A chunk of an update that is not whole yet."""
+
+    update_id: str
+    index: int
+    device: str
+    data: bytes
+    arrived_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSums:
+    """The exact sum of some accepted updates (see `partial_sums` for the packed forms), for `version`, 0: still open.
+
+    `high_water` is the highest row id in it, `members` are the row ids, `members_sha256` binds ids, the updates' hashes
+    and their weights, `sums_sha256` is of the unpacked sums.
+    """
+
+    population: str
+    version: int
+    count: int
+    high_water: int
+    members: bytes
+    members_sha256: str
+    sums: bytes
+    sums_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +184,16 @@ class ReleaseRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something that an operator may want to know, counted by its kind."""
+
+    at: int
+    kind: str
+    device: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleRecord:
     """When a population's refresh is due; `next_due` None: only by hand."""
 
@@ -179,6 +220,9 @@ class Records(Protocol):
         """Store a new device; False if its id is taken."""
 
     def device(self, device: str) -> DeviceRecord | None: ...
+    def devices_of(self, devices: Iterable[str]) -> dict[str, DeviceRecord]:
+        """Those of these ids that are enrolled."""
+
     def devices(self) -> list[DeviceRecord]:
         """Newest first."""
 
@@ -191,8 +235,8 @@ class Records(Protocol):
     def populations(self) -> list[PopulationRecord]: ...
     def template(self, template_sha256: str) -> bytes | None: ...
 
-    def put_request(self, device: str, kind: str, key: str, payload: bytes) -> None:
-        """Keep a request until the pass; a later one of the same kind and key takes its place."""
+    def put_requests(self, requests: Sequence[RequestRecord]) -> None:
+        """Keep requests until the pass; a later one of the same device, kind and key takes its place."""
 
     def requests(self, limit: int) -> list[RequestRecord]:
         """Check-ins first, then in the order of device and arrival."""
@@ -204,27 +248,44 @@ class Records(Protocol):
 
     def add_lease(self, lease: Lease) -> None: ...
     def lease(self, task: str, device: str, lease: str) -> Lease | None: ...
+    def leases_of(self, leases: Iterable[str]) -> dict[str, Lease]:
+        """Those of these ids that were given."""
+
     def live_lease(self, task: str, device: str) -> Lease | None: ...
     def count_leases(self, task: str, device: str) -> int: ...
     def count_in_flight(self, task: str, now: int) -> int:
         """Leases that live and are not past their deadline, their update not yet received."""
 
     def set_lease_state(self, lease: str, state: LeaseState) -> None: ...
+    def answer_leases(self, leases: Sequence[str]) -> None:
+        """End these leases by their updates, where they live."""
+
     def expire_leases(self, task: str, now: int) -> int: ...
 
     def add_update(self, update: UpdateRecord) -> int | None:
         """Store a new update and return its id; None if its lease or its very init is already there."""
 
+    def take_update_ids(self, count: int) -> range:
+        """Return ids for that many new updates; ids rise and none is given twice."""
+
+    def add_updates(self, updates: Sequence[UpdateRecord]) -> int:
+        """Store updates under their own ids, ignoring those whose lease or very init is there; return how many."""
+
     def update(self, update_id: str) -> UpdateRecord | None:
         """The one verified update of this id, or else one refused at the door."""
 
+    def updates_of(self, update_ids: Iterable[str]) -> dict[str, UpdateRecord]:
+        """What `update` returns, for many ids; those without a row are left out."""
+
+    def updates_by_id(self, ids: Iterable[int]) -> dict[int, UpdateRecord]: ...
     def count_refused_at_door(self, device: str) -> int: ...
-    def set_update_state(self, id: int, state: UpdateState, mismatches: int) -> None: ...
     def received_updates(self, limit: int) -> list[UpdateRecord]:
         """In the order (finished_at, device, id)."""
 
     def count_updates(self, state: UpdateState) -> int: ...
-    def set_verdict(self, update: UpdateRecord) -> None: ...
+    def set_verdicts(self, updates: Sequence[UpdateRecord]) -> None:
+        """Store state, verdict with reason and numbers, receipt and mismatches of updates that are there."""
+
     def accepted_unused(self, task: str) -> list[UpdateRecord]: ...
     def mark_used(self, ids: Sequence[int], version: int) -> None: ...
     def unpublished_receipts(self, limit: int) -> list[UpdateRecord]: ...
@@ -233,21 +294,36 @@ class Records(Protocol):
     def count_verdicts(self, task: str) -> dict[tuple[str, int | None], int]:
         """Counts by (verdict, staleness)."""
 
-    def put_chunk(self, update_id: str, device: str, index: int, data: bytes, now: int) -> None:
-        """Store a chunk unless this index is already there."""
+    def put_sealed(self, sealed: Mapping[int, bytes]) -> None:
+        """Store the sealed bytes of whole updates by row id."""
+
+    def sealed_bytes(self, id: int) -> bytes:
+        """The sealed bytes of an update; empty if they are not there (refused, or deleted by age)."""
+
+    def sealed_of(self, ids: Iterable[int]) -> dict[int, bytes]:
+        """The sealed bytes of many updates; those that are not there are left out."""
+
+    def drop_sealed(self, ids: Sequence[int]) -> None: ...
+
+    def put_chunks(self, chunks: Sequence[ChunkRecord]) -> None:
+        """Store chunks, each unless its index is already there."""
 
     def chunk_sizes(self, update_id: str) -> dict[int, int]:
         """Sizes in bytes by index."""
 
-    def sealed_bytes(self, update_id: str) -> bytes:
-        """All chunks joined in order."""
+    def chunk_sizes_of(self, update_ids: Iterable[str]) -> dict[str, dict[int, int]]:
+        """What `chunk_sizes` returns, for many ids; those without a chunk are left out."""
 
-    def drop_chunks(self, update_id: str) -> None: ...
+    def chunk_data(self, update_id: str) -> dict[int, bytes]:
+        """An unfinished update's chunks by index."""
+
+    def drop_chunks(self, update_ids: Iterable[str]) -> None: ...
     def unfinished_bytes(self, device: str, *, claimed: bool) -> int:
-        """Chunk bytes stored for a device: of signed inits not yet accepted, or (`claimed` False) of no signed init."""
+        """Chunk bytes stored for a device: of signed inits not yet whole, or (`claimed` False) of no signed init."""
 
-    def drop_old_chunks(self, judged_before: int) -> int:
-        """Delete the sealed bytes of updates with an old verdict, unless they still wait for a step."""
+    def drop_old_sealed(self, judged_before: int, task: str, used_up_to: int) -> int:
+        """Delete the sealed bytes of a task's updates that a step used, where the verdict is old or the version is at
+        most `used_up_to`."""
 
     def drop_unclaimed_chunks(self, arrived_before: int) -> int:
         """Delete chunks whose signed init has not come."""
@@ -270,6 +346,23 @@ class Records(Protocol):
     def optimizer(self, population: str) -> OptimizerState | None: ...
     def set_optimizer(self, population: str, state: OptimizerState) -> None: ...
 
+    def put_sums(self, sums: PartialSums) -> None:
+        """Keep sums in place of those of the same population and version."""
+
+    def sums(self, population: str, version: int) -> PartialSums | None: ...
+    def drop_sums(self, population: str, version: int) -> None: ...
+    def drop_old_sums(self, population: str, before: int) -> None:
+        """Delete the sums of versions below `before`, but not those of the open round."""
+
+    def keep_state(self, population: str, version: int, state: OptimizerState) -> None:
+        """Keep the optimizer's state after a version, for replays."""
+
+    def kept_state(self, population: str, version: int) -> OptimizerState | None: ...
+    def kept_versions(self, population: str) -> list[int]:
+        """The versions whose state is kept, newest first."""
+
+    def drop_states(self, population: str, versions: Sequence[int]) -> None: ...
+
     def add_release(self, release: ReleaseRecord) -> None: ...
     def releases(self, population: str | None) -> list[ReleaseRecord]:
         """Newest first."""
@@ -278,4 +371,5 @@ class Records(Protocol):
     def set_schedule(self, schedule: ScheduleRecord) -> None: ...
 
     def add_event(self, at: int, kind: str, device: str, text: str) -> None: ...
+    def add_events(self, events: Sequence[EventRecord]) -> None: ...
     def count_events(self) -> dict[str, int]: ...

@@ -11,13 +11,13 @@ The rules:
 """
 
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from cloud_aggregator import enrolment, releases
+from cloud_aggregator import enrolment, named_sets, releases
 from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.announcements import announcement_message, current_announcements, renew
 from cloud_aggregator.answers import (
@@ -25,28 +25,34 @@ from cloud_aggregator.answers import (
     Outgoing,
     answer_check_in,
     answer_status,
-    receipt_message,
-    receipt_of,
+    answer_unstored,
+    stored_receipt,
     task_message,
 )
-from cloud_aggregator.errors import NotFound, Refused, StorageFailed
-from cloud_aggregator.housekeeping import KEEP_VERSIONS, drop_old_rows, unneeded_files
-from cloud_aggregator.ingest import read_request, take_message
+from cloud_aggregator.back_pressure import BackPressure
+from cloud_aggregator.delta_publisher import NO_DELTAS
+from cloud_aggregator.errors import NotFound, Refused, StorageFailed, StorageFull
+from cloud_aggregator.housekeeping import DEFAULT_RETENTION, Retention, drop_old_rows, unneeded_files
+from cloud_aggregator.ingest import read_request, take_messages
+from cloud_aggregator.judging import judge_updates, with_receipt
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.labels import check_label, printable
-from cloud_aggregator.population import Population, admit_one, close_round, load, refuse_orphan
-from cloud_aggregator.ports import Blobs, Clock, Database, Entropy, Evaluator, Message, Transport
+from cloud_aggregator.model_chunks import BrokerBytes, answer_model_request
+from cloud_aggregator.population import Population, checkpoint, close_round, load
+from cloud_aggregator.ports import Blobs, Clock, Database, Deltas, Entropy, Evaluator, Message, Transport
 from cloud_aggregator.records import Records, ReleaseRecord, RequestRecord, ScheduleRecord
 from cloud_aggregator.release_gate import judge
 from cloud_aggregator.release_runner import Outcome, ReleaseRunner, advance
 from cloud_aggregator.release_schedule import is_due
 from cloud_aggregator.schedule import next_due
+from cloud_aggregator.turn_report import Pass, Pending, TurnReport
 from wire_contract import envelope
 from wire_contract.errors import ContractError
 from wire_contract.messages import (
     CheckIn,
     Enrolled,
     Enrolment,
+    ModelRequest,
     TaskOffer,
     TurnedAway,
     encode_message,
@@ -54,50 +60,8 @@ from wire_contract.messages import (
 
 MAX_A_PASS = 4096
 PURGE_EVERY_S = 3600
+CHECKPOINT_UPDATES = 256
 CLOSE_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What waits for the next turn: devices with a check-in, and updates whose chunks are all there."""
-
-    check_ins: int
-    received_updates: int
-
-
-@dataclass(frozen=True, slots=True)
-class TurnReport:
-    """What one turn did. `verdicts` counts by name; `staleness` counts accepted updates; `steps` and `released` are
-    (population, version), `applied` counts the updates that those steps used; `released` and `held` are scheduled
-    releases that have ended; `troubles` are failures that lost nothing; `more` says that the pass was full and another
-    should follow at once."""
-
-    offers: int = 0
-    turned_away: int = 0
-    verdicts: Mapping[str, int] = field(default_factory=dict)
-    staleness: Mapping[int, int] = field(default_factory=dict)
-    steps: tuple[tuple[str, int], ...] = ()
-    applied: int = 0
-    released: tuple[tuple[str, int], ...] = ()
-    held: tuple[tuple[str, str], ...] = ()
-    troubles: tuple[str, ...] = ()
-    more: bool = False
-
-
-@dataclass(slots=True)
-class _Pass:
-    """What accumulates during one pass and is published after its commit."""
-
-    outgoing: list[Outgoing] = field(default_factory=list)
-    offers: int = 0
-    turned_away: int = 0
-    verdicts: Counter[str] = field(default_factory=Counter)
-    staleness: Counter[int] = field(default_factory=Counter)
-    steps: list[tuple[str, int]] = field(default_factory=list)
-    applied: int = 0
-    due: list[str] = field(default_factory=list)
-    announced: list[str] = field(default_factory=list)
-    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +96,29 @@ class Service:
         *,
         entropy: Entropy,
         gate: Gate = Gate(),
-        keep_updates_days: int = 30,
-        keep_versions: int = KEEP_VERSIONS,
+        retention: Retention = DEFAULT_RETENTION,
+        checkpoint_updates: int = CHECKPOINT_UPDATES,
+        pressure: BackPressure | None = None,
+        deltas: Deltas = NO_DELTAS,
     ) -> None:
         self.database = database
         self.blobs = blobs
         self.keys = keys
         self.clock = clock
+        self.deltas = deltas
         self.addresses = Addresses()
         self._transport = transport
         self._entropy = entropy
         self._gate = gate
-        self._keep_s = keep_updates_days * 86_400
-        self._keep_versions = keep_versions
+        self._retention = retention
+        self._checkpoint_updates = checkpoint_updates
+        self.pressure = pressure or BackPressure()
         self._purged_at = 0
         self._lock = threading.RLock()
         self._populations: dict[str, Population] = {}
         # Appended to on the transport's thread, emptied in the next transaction.
         self._published: deque[int] = deque()
+        self._broker_bytes = BrokerBytes()
         # Receipts that the transport holds: they are not handed over again while it does.
         self._handed: set[int] = set()
         # Populations whose announcements were handed over; None until `start`.
@@ -173,6 +142,19 @@ class Service:
         self._closing.set()
         abandon()
         self._releases.join(CLOSE_TIMEOUT_S)
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Keep every open round's sums, so that the next start has nothing to fold."""
+        with self._lock:
+            try:
+                if any(population.folded_since_checkpoint for population in self._populations.values()):
+                    with self._pass() as records:
+                        for population in self._populations.values():
+                            checkpoint(population, records)
+            except StorageFailed:
+                # Nothing depends on it: the updates are there, and the next start folds them.
+                return
 
     def take(self, topic: str, payload: bytes) -> None:
         """Take one message in, durably."""
@@ -181,10 +163,26 @@ class Service:
     def take_group(self, messages: Sequence[Message]) -> None:
         """Take messages in, durably, in one transaction.
 
-        Raises `StorageFailed`; then they were not all taken, and giving all of them again does no harm. A message that
-        fails for any other reason is dropped with an event, and the others are taken one by one.
+        Raises `StorageFailed`; then they were not all taken, and giving all of them again does no harm. Where there is
+        no room, check-ins are turned away at once and named in the error. A message that fails for any other reason is
+        dropped with an event, and the others are taken one by one.
         """
         now = int(self.clock.now())
+        try:
+            self._take_or_drop(messages, now)
+        except StorageFull as e:
+            self.pressure.failed_full(str(e))
+            e.answered = self._turn_away_unstored(messages, now)
+            raise
+
+    def _turn_away_unstored(self, messages: Sequence[Message], now: int) -> list[Message]:
+        reason = "storage full: the aggregator stores nothing new until there is room"
+        with self.database.reading() as records:
+            answers = [(message, answer_unstored(records, message, self.keys, reason, now)) for message in messages]
+        self._publish([answer for _, answer in answers if answer is not None])
+        return [message for message, answer in answers if answer is not None]
+
+    def _take_or_drop(self, messages: Sequence[Message], now: int) -> None:
         with self._lock:
             if self._try_to_take(messages, now) is None:
                 return
@@ -198,13 +196,19 @@ class Service:
     def _try_to_take(self, messages: Sequence[Message], now: int) -> Exception | None:
         try:
             with self.database.transaction() as records:
-                for message in messages:
-                    take_message(records, message, now)
+                take_messages(records, messages, now)
+                self._tell_of_room(records, now)
         except StorageFailed:
             raise
         except Exception as e:  # noqa: BLE001 - nothing that a message holds may stop the intake
             return e
         return None
+
+    def _tell_of_room(self, records: Records, now: int) -> None:
+        """In a transaction that writes: note that there was no room for a while, which could not be noted then."""
+        told = self.pressure.stored()
+        if told:
+            records.add_event(now, "storage full", "", told)
 
     def pending(self) -> Pending:
         """Return what waits for the next turn, so that a simulator can wait for a whole tick's messages."""
@@ -214,7 +218,8 @@ class Service:
     def turn(self, now: float) -> TurnReport:
         """Make one pass, publish its outcome, and start releases that are due. `now` is Unix seconds."""
         moment = int(now)
-        done = _Pass()
+        done = Pass()
+        self.pressure.measured_room(self.database.room_bytes())
         with self._lock:
             with self._pass() as records:
                 self._answer_requests(records, done, moment)
@@ -230,24 +235,16 @@ class Service:
                     done.announced = sorted(self._populations.keys() - self._announced)
                     done.outgoing += current_announcements(records, done.announced)
                 done.outgoing += self._receipts(records, moment)
+                self._tell_of_room(records, moment)
+                for population in self._populations.values():
+                    checkpoint(population, records, self._checkpoint_updates)
                 unneeded = self._purge(records, moment)
             self._publish(done.outgoing)
             if self._announced is not None:
                 self._announced.update(done.announced)
-            troubles = self._drop(unneeded)
+            troubles = (*self._drop(unneeded), *self.deltas.troubles())
         ended = self._releases.run(done.due, now)
-        return TurnReport(
-            offers=done.offers,
-            turned_away=done.turned_away,
-            verdicts=dict(done.verdicts),
-            staleness=dict(sorted(done.staleness.items())),
-            steps=tuple(done.steps),
-            applied=done.applied,
-            released=tuple((each.population, each.version) for each in ended if each.version is not None),
-            held=tuple((each.population, each.reason) for each in ended if each.version is None),
-            troubles=troubles,
-            more=done.more,
-        )
+        return done.report(ended, troubles)
 
     def enrol(self, request: Enrolment, now: float) -> bytes:
         """Return the signed `Enrolled` answer.
@@ -301,6 +298,10 @@ class Service:
                     release = releases.record_release(found, records, self.keys, candidate, verdict, cause, int(now))
                     if cause == releases.BY_SCHEDULE:
                         advance(records, population, int(now))
+                    if release.outcome == "released":
+                        found.index_sets = named_sets.renew(
+                            records, self.blobs, found.manifest, found.settings, release.version
+                        )
                     announced = records.announcement(population, "refresh")
                 if release.outcome == "released" and announced is not None:
                     self._publish([announcement_message(announced)])
@@ -365,8 +366,10 @@ class Service:
         try:
             with self._look() as records:
                 yield records
-        except BaseException:
+        except BaseException as e:
             self._populations.clear()
+            if isinstance(e, StorageFull):
+                self.pressure.failed_full(str(e))
             raise
 
     @contextmanager
@@ -385,8 +388,9 @@ class Service:
             raise NotFound(f"no population {name!r}, there are {sorted(self._populations) or 'none'}")
         return found
 
-    def _answer_requests(self, records: Records, done: _Pass, now: int) -> None:
-        load_now = Load()
+    def _answer_requests(self, records: Records, done: Pass, now: int) -> None:
+        pressure = self.pressure.now()
+        load_now = Load(storage=f"{pressure.name}: {pressure.told}" if pressure.name else "")
         for population in self._populations.values():
             records.expire_leases(population.record.task, now)
         waiting = records.requests(MAX_A_PASS)
@@ -395,7 +399,7 @@ class Service:
             self._answer(records, row, load_now, done, now)
         records.drop_requests([row.id for row in waiting])
 
-    def _answer(self, records: Records, row: RequestRecord, load_now: Load, done: _Pass, now: int) -> None:
+    def _answer(self, records: Records, row: RequestRecord, load_now: Load, done: Pass, now: int) -> None:
         device = records.device(row.device)
         population = None if device is None else self._populations.get(device.population)
         if device is None or device.revoked_at is not None or population is None:
@@ -416,27 +420,25 @@ class Service:
             done.offers += isinstance(reply, TaskOffer)
             done.turned_away += isinstance(reply, TurnedAway)
             done.outgoing.append(task_message(reply, self.keys))
+        elif isinstance(request, ModelRequest):
+            done.outgoing += answer_model_request(
+                population, request, self.deltas, self.blobs, self._broker_bytes, self.keys, now
+            )
         else:
             done.outgoing += _present(
                 answer_status(records, row.device, request.update_id, self.keys, now, repeated=False)
             )
 
-    def _admit_updates(self, records: Records, done: _Pass, now: int) -> None:
+    def _admit_updates(self, records: Records, done: Pass, now: int) -> None:
         rows = records.received_updates(MAX_A_PASS)
         done.more = done.more or len(rows) == MAX_A_PASS
-        for row in rows:
-            device = records.device(row.device)
-            population = None if device is None else self._populations.get(device.population)
-            if device is None or population is None or device.revoked_at is not None:
-                done.verdicts[refuse_orphan(records, row, now).name] += 1
-                continue
-            verdict = admit_one(population, records, row, self.keys, now)
-            done.verdicts[verdict.name] += 1
-            if verdict.name == "accepted":
-                done.staleness[verdict.staleness or 0] += 1
+        for population, row in judge_updates(records, self._populations, rows, self.keys, now):
+            done.verdicts[row.verdict or ""] += 1
+            if population is not None and row.verdict == "accepted":
+                done.staleness[row.staleness or 0] += 1
                 self._step(population, records, done, now)
 
-    def _step(self, population: Population, records: Records, done: _Pass, now: int) -> None:
+    def _step(self, population: Population, records: Records, done: Pass, now: int) -> None:
         version = close_round(population, records, self.blobs, self.keys, now)
         if version is None:
             return
@@ -449,25 +451,18 @@ class Service:
     def _receipts(self, records: Records, now: int) -> list[Outgoing]:
         """Sign receipts that judged updates lack, and return all that the broker has not acknowledged."""
         self._drain_published(records)
-        outgoing = []
-        for row in records.unpublished_receipts(MAX_A_PASS):
-            if row.id in self._handed:
-                continue
-            message = receipt_message(receipt_of(row, now), self.keys, row.id)
-            if row.receipt:
-                message = replace(message, payload=row.receipt)
-            else:
-                records.set_verdict(replace(row, receipt=message.payload))
-            outgoing.append(message)
-        return outgoing
+        rows = [row for row in records.unpublished_receipts(MAX_A_PASS) if row.id not in self._handed]
+        signed = {row.id: with_receipt(row, self.keys, now) for row in rows if not row.receipt}
+        records.set_verdicts(list(signed.values()))
+        return [stored_receipt(signed.get(row.id, row)) for row in rows]
 
     def _purge(self, records: Records, now: int) -> set[str]:
         """Delete what is too old, once an hour; return the files that may go once that is committed."""
         if now < self._purged_at + PURGE_EVERY_S:
             return set()
         self._purged_at = now
-        drop_old_rows(records, now, self._keep_s)
-        return unneeded_files(records, self._populations, self._keep_versions)
+        drop_old_rows(records, now, self._retention)
+        return unneeded_files(records, self._populations, self._retention.versions)
 
     def _drop(self, files: set[str]) -> tuple[str, ...]:
         troubles = []
@@ -488,6 +483,8 @@ class Service:
 
     def _publish(self, outgoing: Sequence[Outgoing]) -> None:
         for message in outgoing:
+            if message.announces:
+                self.deltas.prepare(message.announces)
             done = partial(self._published.append, message.update) if message.update else None
             if message.update:
                 self._handed.add(message.update)

@@ -22,12 +22,17 @@ from cloud_aggregator.adapters.blobs import FileBlobs
 from cloud_aggregator.adapters.broker import BrokerHandle, start_broker
 from cloud_aggregator.adapters.clock import SystemClock
 from cloud_aggregator.adapters.database import SqlDatabase
+from cloud_aggregator.adapters.delta_files import DeltaFiles
 from cloud_aggregator.adapters.evaluator import CommandEvaluator
+from cloud_aggregator.adapters.incoming import Grouping
 from cloud_aggregator.adapters.key_files import load_keys, write_secret
 from cloud_aggregator.adapters.mqtt import MqttTransport, parse_broker_url
 from cloud_aggregator.addresses import without_credentials
+from cloud_aggregator.back_pressure import BackPressure, Limits
 from cloud_aggregator.config import ServiceSettings
+from cloud_aggregator.delta_publisher import DeltaPublisher
 from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, Refused, StorageFailed
+from cloud_aggregator.housekeeping import Retention
 from cloud_aggregator.operator_client import ADDRESS_FILE, OPERATOR_TOKEN
 from cloud_aggregator.service import Gate, Service
 from cloud_aggregator.web.server import start_http
@@ -97,19 +102,34 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
         database = open_database(data, settings)
         stack.callback(database.close)
         gate, abandon = _gate(data, settings)
+        limits = Limits(settings.intake.backlog_seconds, settings.intake.reserve_megabytes * 1024 * 1024)
+        pressure = BackPressure(limits)
         watched = _WatchedBroker(start_broker(settings.broker.url, data / "broker", say=say), data / "broker", say)
         stack.callback(watched.stop)
         broker = watched.handle
-        transport = MqttTransport(broker.url, f"aggregator-{key_id(keys.public)[:16]}", say=say, on_group=wake.set)
+        transport = MqttTransport(
+            broker.url,
+            f"aggregator-{key_id(keys.public)[:16]}",
+            say=say,
+            on_group=wake.set,
+            grouping=Grouping(settings.intake.group_updates, settings.intake.group_milliseconds / 1000),
+            pressure=pressure,
+        )
+        blobs = FileBlobs(data / "blobs")
+        deltas = DeltaPublisher(database, blobs, DeltaFiles(data / "deltas"))
+        stack.callback(deltas.close)
         service = Service(
             database,
-            FileBlobs(data / "blobs"),
+            blobs,
             keys,
             transport,
             SystemClock(),
             entropy=os.urandom,
             gate=gate,
-            keep_updates_days=settings.keep_updates_days,
+            checkpoint_updates=settings.intake.checkpoint_updates,
+            pressure=pressure,
+            retention=Retention(settings.keep_updates_days, settings.keep_updates_refreshes),
+            deltas=deltas,
         )
         service.addresses = replace(service.addresses, broker_url=settings.broker.public_url or broker.url)
         http = start_http(

@@ -7,6 +7,7 @@
     HOME/vectors/                      the residual (`adapters.vectors`)
     HOME/checkpoint.npz                a training between two steps (`adapters.checkpoints`)
     HOME/slots, models, manifests, templates, vocabularies/    the versions (`model_slots`)
+    HOME/index_sets/                   what `shared` plans write to (`index_sets`)
     HOME/personal/                     the person's own copy (`adapters.personal_copy`)
 
 The rules:
@@ -30,6 +31,7 @@ from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.config import Settings
 from edge_runtime.eligibility import Decision, Usage
 from edge_runtime.identity import load, load_enrolled
+from edge_runtime.inbox import Inbox
 from edge_runtime.link import Link
 from edge_runtime.model_slots import Held, ModelSlots, VersionRefused
 from edge_runtime.night_budget import NightBudget
@@ -52,27 +54,21 @@ from edge_runtime.session import Phase
 from edge_runtime.session_row import SessionRow
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.version_keeper import VersionKeeper, name_of
-from wire_contract import envelope
 from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest
 from wire_contract.messages import (
     CheckIn,
-    ModelAnnouncement,
-    Receipt,
     StatusQuery,
     TaskOffer,
-    TurnedAway,
-    decode_message,
     encode_message,
 )
-from wire_contract.topics import DeviceTopic, ModelTopic, parse_topic
 
 if TYPE_CHECKING:
     from edge_runtime.training_task import TrainingTask
 
 CAPABILITIES = (
-    "codec:topk4", "entropy:deflate", "entropy:none", "entropy:zstd", "rule:sgd", "signature:train",
-    "signature:train_sampled",
+    "codec:shared", "codec:topk", "codec:topk4", "entropy:deflate", "entropy:none", "entropy:zstd", "rule:sgd",
+    "signature:train", "signature:train_sampled",
 )  # fmt: skip
 ROW_TOKENS = 20
 
@@ -108,6 +104,7 @@ class Agent:
         self._link = Link(
             ports.transport, self.identity, self.enrolled.population, ports.runtime.name, ports.clock, ports.entropy
         )
+        self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw)
         self._budget = NightBudget(self._store, self._policy)
         self._row = SessionRow(self._store)
         self._state = self._row.load()
@@ -158,9 +155,10 @@ class Agent:
             decision = self._decide()
             self._link.reason = decision.reason
             self._link.keep(decision.may_send and self._has_business(decision), self._keeper.versions)
-            awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING)
+            awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING) or self._keeper.chunks.awaited
             for received in self._link.receive(wait_s if awaiting else 0.0):
                 self._take(received)
+            self._go_on_with_pieces(decision)
             # A training takes its time: whether the link may still be used is asked again after it.
             self._look(self._decide() if self._notes.training_steps else decision)
             if self._state.phase is Phase.SENDING and self._state.attempts == 0:
@@ -382,7 +380,7 @@ class Agent:
     def _take(self, received: Received) -> None:
         self._notes.bytes_down += len(received.payload)
         try:
-            event = self._read(received)
+            event = self._inbox.read(received, self._state, self._notes, self._ports.clock.now())
         except ContractError as e:
             self._notes.refused.append(type(e).__name__.lower())
             event = None
@@ -391,38 +389,14 @@ class Agent:
         self._save()
         self._link.ack(received)
 
-    def _read(self, received: Received) -> session.Event | None:
-        pinned = self.enrolled.aggregator_key
-        match parse_topic(received.topic):
-            case ModelTopic(population, track) if population == self.enrolled.population:
-                self._keeper.announce(track, decode_message(received.payload, ModelAnnouncement).signed_manifest)
-            case DeviceTopic(device, "down/task") if device == self.identity.device:
-                body = envelope.verify(received.payload, "task", pinned)
-                reply: TaskOffer | TurnedAway = decode_message(body, TaskOffer | TurnedAway)  # type: ignore[arg-type]
-                return self._reply_event(reply)
-            case DeviceTopic(device, "down/rcpt") if device == self.identity.device:
-                receipt = decode_message(envelope.verify(received.payload, "receipt", pinned), Receipt)
-                if receipt.device == self.identity.device and receipt.update_id == self._state.update_id:
-                    if not self._state.attempts:
-                        # Nobody can have judged what was never sent: somebody else spoke in this update's name.
-                        self._notes.refused.append("receipt_before_sending")
-                        return None
-                    self._notes.receipts.append(receipt.verdict)
-                    return session.Answered(self._ports.clock.now(), receipt, self._draw())
-        return None
-
-    def _reply_event(self, reply: TaskOffer | TurnedAway) -> session.Event | None:
-        now = self._ports.clock.now()
-        if reply.device != self.identity.device or reply.nonce != self._state.nonce:
-            # An old reply, or another device's: the broker, or somebody on it, plays it again.
-            return None
-        if isinstance(reply, TurnedAway):
-            self._notes.turned_away = reply.reason
-            return session.SentAway(now, reply, self._draw())
-        if reply.population != self.enrolled.population or now >= reply.deadline:
-            self._notes.refused.append("offer_over")
-            return None
-        return session.Offered(now, reply)
+    def _go_on_with_pieces(self, decision: Decision) -> None:
+        """Install a version whose pieces have all come over the broker, or ask for the next ones."""
+        chunks, now, offer = self._keeper.chunks, self._ports.clock.now(), self._state.offer
+        if self._keeper.install_chunks() and self._state.phase is Phase.FETCHING and offer and self._keeper.base(offer):
+            self._apply(session.BaseHeld(now))
+        if decision.may_send and self._link.connected and chunks.due(now):
+            nonce = self._ports.entropy(16).hex()
+            self._link.request(encode_message(chunks.request(self.identity.device, now, nonce, self._draw())))
 
     def _check_version(self, data: bytes, manifest: Manifest) -> None:
         from edge_runtime.model_check import CheckFailed, check

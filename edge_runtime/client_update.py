@@ -1,7 +1,8 @@
 """From trained weights to what goes on the wire. Pure, but for the ephemeral key's entropy, which is an argument.
 
-Order (design 7): model delta = trained minus received, plus the residual, the largest kept, quantized, scaled into the
-clip norm, encoded; then sealed to the aggregator's key, cut into chunks, and the init signed by the device.
+Order (design 7): model delta = trained minus received, plus the residual (`residual.carry`), selected and quantized as
+the plan's codec says, scaled into the clip norm, encoded; then sealed to the aggregator's key, cut into chunks, and the
+init signed by the device.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_runtime.local_training import TrainingResult
 from wire_contract import codec, envelope
+from wire_contract.errors import Malformed
+from wire_contract.index_set import IndexSet
 from wire_contract.layout import Layout, Tensors, Vector
 from wire_contract.messages import Chunk, TaskOffer, UpdateHeader, UpdateInit, encode_message
 
@@ -33,15 +36,22 @@ def update_id(device: str, task: str, lease: str) -> str:
 
 
 def make(
-    result: TrainingResult, base: Tensors, residual: Vector | None, offer: TaskOffer, layout: Layout
-) -> codec.EncodedUpdate:
+    result: TrainingResult, base: Tensors, residual: Vector | None, offer: TaskOffer, layout: Layout,
+    index_set: IndexSet | None = None,
+) -> codec.EncodedUpdate:  # fmt: skip
     """Return the encoded update and the next residual; `base` are the received fleet tensors.
 
-    Raises `Malformed` if the training left the finite numbers.
+    `index_set` is the one that a `shared` plan names. Raises `Malformed` if the training left the finite numbers, or
+    the plan's codec cannot be met.
     """
     delta = layout.flatten(layout.unpack(result.packed)) - layout.flatten(base)
-    kept = max(1, round(offer.plan.codec.kept * layout.size))
-    return codec.encode(delta, residual, kept=kept, clip_norm=offer.plan.clip_norm, entropy=offer.plan.codec.entropy)
+    plan, clip_norm = offer.plan.codec, offer.plan.clip_norm
+    if plan.mode != "shared":
+        kept = codec.kept_count(plan, layout.size)
+        return codec.encode(delta, residual, kept=kept, clip_norm=clip_norm, entropy=plan.entropy, bits=plan.bits)
+    if index_set is None or index_set.sha256 != plan.index_set:
+        raise Malformed(f"the plan names the index set {plan.index_set[:16]!r}, and it is not here")
+    return codec.encode_shared(delta, residual, index_set=index_set, ring=codec.ring_of(plan), clip_norm=clip_norm)
 
 
 def seal_update(

@@ -65,6 +65,7 @@ class Link:
             for topic in (
                 DeviceTopic(device, "down/task"),
                 DeviceTopic(device, "down/rcpt"),
+                DeviceTopic(device, "down/model"),
                 ModelTopic(population, "training"),
                 ModelTopic(population, "refresh"),
             )
@@ -109,7 +110,7 @@ class Link:
         self.notes.bytes_up += len(payload)
 
     def request(self, body: bytes) -> None:
-        """Sign and publish a check-in or status query. Raises `Unreachable`."""
+        """Sign and publish a check-in, status query or model request. Raises `Unreachable`."""
         topic = build_topic(DeviceTopic(self._identity.device, "req"))
         self.publish(topic, envelope.sign(self._identity.key, "request", body))
         self.flush()

@@ -1,7 +1,8 @@
-"""The versions on this device: download, check, switch, keep the previous one.
+"""The versions on this device: get, check, switch, keep the previous one.
 
     HOME/slots/TRACK.json            {"current", "previous": hashes; "version", "sha256": the highest ever accepted}
     HOME/models/SHA256.tflite        whole and checked; SHA256.part is a download that goes on later
+    HOME/models/SHA256.BASE.part     likewise a delta from the file whose hash begins with BASE; .delta when it is whole
     HOME/manifests/SHA256.bin        the signed manifest of that file
     HOME/templates/SHA256.bin        the exporter-signed manifest of a template
     HOME/vocabularies/SHA256.txt
@@ -10,7 +11,9 @@ The rules:
 - a file gets its name only after size, hash, template hash and `model_check` agree; then the slot switches by renaming
   one small file; a power cut leaves the old slot or the new one;
 - what is refused leaves no file behind, the slot stays, and the refusal has a name;
-- a broken link leaves the `.part`, which the next attempt resumes;
+- a delta from what is held comes first, then the whole file; a delta of no use is told in `refused_deltas`, deleted,
+  and the version is not refused for it;
+- a broken link leaves the `.part`, which the next attempt resumes; after three of a delta the whole file is tried;
 - the current and the previous version of each track stay, everything older is deleted;
 - a file that has rotted since is found when it is read, and counts as not held: it is fetched again;
 - a version may have the bytes of an older one (an undo): the slot's version rises all the same.
@@ -19,16 +22,16 @@ The rules:
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urljoin, urlsplit
 
-from edge_runtime import trust
+from edge_runtime import trust, version_delta
 from edge_runtime.adapters.files import remove, storage_error, sync_directory, write_atomically
-from edge_runtime.ports import Downloads, NotThere, StorageFailed, TooLarge
+from edge_runtime.ports import Downloads, NotThere, StorageFailed, TooLarge, Unreachable
 from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
 from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, template_hash
@@ -36,8 +39,10 @@ from wire_contract.topics import Track
 from wire_contract.vocabulary import MAX_FILE_BYTES, Vocabulary
 
 Check = Callable[[bytes, Manifest], None]
+UNFINISHED = (".part", ".delta")
 SIGNED_SLACK_BYTES = 1024
-KEPT_PARTS = 2
+KEPT_PARTS = 4
+TRIES = 3
 
 
 class VersionRefused(Exception):  # noqa: N818 - an answer, not a fault
@@ -84,6 +89,8 @@ class ModelSlots:
         self._downloads = downloads
         self._check = check
         self._slots: dict[str, Slot] = {}
+        self.refused_deltas: list[str] = []
+        self._broken_deltas: tuple[str, int] = ("", 0)
 
     def slot(self, track: Track) -> Slot:
         """Return what a track holds. Raises `StorageFailed` if its pointer is broken."""
@@ -159,7 +166,7 @@ class ModelSlots:
         if whole and slot.version == manifest.version:
             return manifest
         if self.held(manifest.sha256) is None:
-            self._download(manifest)
+            self._get(manifest, track)
         write_atomically(self._home / "manifests" / f"{manifest.sha256}.bin", signed)
         previous = slot.current if slot.current != manifest.sha256 else slot.previous
         self._switch(track, Slot(manifest.sha256, previous, manifest.version, manifest.sha256))
@@ -185,10 +192,13 @@ class ModelSlots:
         named = {sha256 for slot in slots for sha256 in (slot.current, slot.previous)}
         for folder in ("models", "manifests"):
             for path in (self._home / folder).glob("[0-9a-f]*"):
-                if path.suffix != ".part" and path.stem not in named:
+                if path.suffix not in UNFINISHED and path.stem not in named:
                     remove(path)
-        parts = sorted((self._home / "models").glob("*.part"), key=lambda path: path.stat().st_mtime)
-        for path in parts[:-KEPT_PARTS]:
+        parts = [path for path in (self._home / "models").glob("*.*") if path.suffix in UNFINISHED]
+        for path in parts:
+            if path.name.partition(".")[0] in named:
+                remove(path)
+        for path in sorted((p for p in parts if p.exists()), key=lambda path: path.stat().st_mtime)[:-KEPT_PARTS]:
             remove(path)
 
     def held(self, sha256: str) -> Held | None:
@@ -251,17 +261,71 @@ class ModelSlots:
             raise VersionRefused("wrong_address", f"an address is an ASCII URL, got {url[:200]!r}") from e
         return address
 
-    def _download(self, manifest: Manifest) -> None:
-        folder = self._home / "models"
-        part = folder / f"{manifest.sha256}.part"
+    def part(self, manifest: Manifest, base: str = "") -> Path:
+        """Return where the bytes of a version gather: those of its delta from `base`, or its file's if that is ""."""
+        return self._home / "models" / (f"{manifest.sha256}.{base[:16]}.part" if base else f"{manifest.sha256}.part")
+
+    def bases(self, track: Track, manifest: Manifest) -> Iterator[tuple[str, Held]]:
+        """Yield what is here and whole that a delta to this version may start from, the track's own first."""
+        slots = [self.slot(track), *(self.slot(other) for other in get_args(Track) if other != track)]
+        for sha256 in dict.fromkeys(name for slot in slots for name in (slot.current, slot.previous) if name):
+            held = self.held(sha256) if sha256 != manifest.sha256 else None
+            if held is not None and held.manifest.template_sha256 == manifest.template_sha256:
+                yield sha256, held
+
+    def _get(self, manifest: Manifest, track: Track) -> None:
+        part = self.part(manifest)
+        whole = part.exists() and part.stat().st_size == manifest.size_bytes
+        target, count = self._broken_deltas
+        broken = count if target == manifest.sha256 else 0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            start = part.stat().st_size if part.exists() else 0
-            if start > manifest.size_bytes:
-                remove(part)
-                start = 0
-            if start < manifest.size_bytes:
-                self._append(part, start, manifest)
+            if whole or not any(
+                self._by_delta(manifest, base, held, may_fetch=broken < TRIES)
+                for base, held in self.bases(track, manifest)
+            ):
+                self._download(manifest)
+        except Unreachable:
+            self._broken_deltas = (manifest.sha256, broken + 1)
+            raise
+
+    def _by_delta(self, manifest: Manifest, base: str, held: Held, *, may_fetch: bool) -> bool:
+        """Make the version of one that is held; False if there is no delta, or it is of no use."""
+        part = self.part(manifest, base)
+        gathered = part.with_suffix(".delta")
+        address = self._address(f"/v1/populations/{self._population}/deltas/{base}/{manifest.sha256}")
+        try:
+            if not gathered.exists():
+                if not may_fetch:
+                    return False
+                # No larger than the file: then the file itself is the better way.
+                self._append(part, address, manifest.size_bytes - 1)
+                part.replace(gathered)
+            made = version_delta.rebuild(held.data, base, gathered.read_bytes(), manifest)
+        except NotThere:
+            return False
+        except TooLarge as e:
+            made = version_delta.DeltaRefused("delta_too_large", str(e))
+        except OSError as e:
+            raise storage_error(e, str(part)) from e
+        remove(part)
+        if isinstance(made, version_delta.DeltaRefused):
+            remove(gathered)
+            self.refused_deltas.append(made.reason)
+            return False
+        try:
+            self._check_bytes(made, manifest)
+        except VersionRefused:
+            remove(gathered)
+            raise
+        write_atomically(part.with_name(f"{manifest.sha256}.tflite"), made)
+        remove(gathered)
+        return True
+
+    def _download(self, manifest: Manifest) -> None:
+        part = self.part(manifest)
+        try:
+            if not part.exists() or part.stat().st_size != manifest.size_bytes:
+                self._append(part, self._address(manifest.url or f"/v1/models/{manifest.sha256}"), manifest.size_bytes)
             data = part.read_bytes()
         except TooLarge as e:
             remove(part)
@@ -273,12 +337,17 @@ class ModelSlots:
         except VersionRefused:
             remove(part)
             raise
-        part.replace(folder / f"{manifest.sha256}.tflite")
-        sync_directory(folder)
+        part.replace(part.with_suffix(".tflite"))
+        sync_directory(part.parent)
 
-    def _append(self, part: Path, start: int, manifest: Manifest) -> None:
-        url = self._address(manifest.url or f"/v1/models/{manifest.sha256}")
-        download = self._downloads.fetch(url, start, manifest.size_bytes)
+    def _append(self, part: Path, address: str, limit_bytes: int) -> None:
+        """Fetch what is missing of a part."""
+        part.parent.mkdir(parents=True, exist_ok=True)
+        start = part.stat().st_size if part.exists() else 0
+        if start > limit_bytes:
+            remove(part)
+            start = 0
+        download = self._downloads.fetch(address, start, limit_bytes)
         with part.open("r+b" if part.exists() else "wb") as file:
             file.truncate(download.start)
             file.seek(download.start)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime import client_update, local_training
+from edge_runtime import client_update, index_sets, local_training, residual
 from edge_runtime.adapters import checkpoints
 from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
 from edge_runtime.adapters.state_store import StateStore
@@ -22,10 +22,13 @@ from edge_runtime.identity import Identity
 from edge_runtime.local_training import Checkpoint, PlanRefused
 from edge_runtime.model_slots import Held
 from edge_runtime.ports import Entropy, ModelRuntime, RuntimeFailed, StorageFailed, StorageFull
-from wire_contract.codec import cap_norm
+from edge_runtime.residual import Residual
+from wire_contract import codec
+from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
-from wire_contract.layout import Layout, Vector
-from wire_contract.messages import TaskOffer, verdict_returns_the_update
+from wire_contract.index_set import IndexSet, decode_index_set
+from wire_contract.layout import Layout
+from wire_contract.messages import TaskOffer, UpdateHeader, UpdateInit, decode_message, verdict_returns_the_update
 from wire_contract.patch import read_tensors
 
 CHECKPOINT_STEPS = 200
@@ -110,6 +113,8 @@ class TrainingTask:
             if checkpoint is None:
                 checkpoint = local_training.begin(stream, layout.pack(base), offer.plan, manifest, offer.seed)
             local_training.check_plan(offer.plan, manifest)
+            codec.check_plan(offer.plan.codec)
+            index_set = self._index_set(offer, layout)
             runner = self.runtime.template(manifest.template_sha256, lambda: held.data)
             for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed):
                 checkpoint = after
@@ -123,8 +128,10 @@ class TrainingTask:
                     self._save(offer, checkpoint)
                 if not goes_on:
                     return Stopped(done)
-            residual = self._vectors.residual(layout.fingerprint, layout.size)
-            encoded = client_update.make(local_training.result_of(checkpoint), base, residual, offer, layout)
+            carried = residual.carry(
+                self._vectors.residual(layout.fingerprint, layout.size), offer.base_version, offer.plan
+            )
+            encoded = client_update.make(local_training.result_of(checkpoint), base, carried, offer, layout, index_set)
             now = finished_at()
             sealed = client_update.seal_update(
                 encoded,
@@ -140,7 +147,7 @@ class TrainingTask:
         except (StorageFull, StorageFailed) as e:
             return NoRoom(str(e), done)
         try:
-            residual_file = self._vectors.write(encoded.residual)
+            residual_file = self._vectors.write(Residual(offer.base_version, encoded.residual))
             update = QueuedUpdate(
                 sealed.update_id, offer.shard, sealed.init, sealed.chunks, offer.plan.clip_norm, layout.fingerprint,
                 layout.size, pack_kept(encoded.sent), now,
@@ -154,6 +161,19 @@ class TrainingTask:
             return NoRoom(f"{e}; {self._keep(offer, checkpoint)}", done)
         self._tidy()
         return Queued(sealed.update_id, done, len(encoded.data), now)
+
+    def _index_set(self, offer: TaskOffer, layout: Layout) -> IndexSet | None:
+        """Return the set that a `shared` plan names. Raises `PlanRefused` if it is not here, or another model's."""
+        name = offer.plan.codec.index_set
+        if offer.plan.codec.mode != "shared":
+            return None
+        data = index_sets.read(self.home, name)
+        if data is None:
+            raise PlanRefused(f"the plan names the index set {name[:16]!r}, and it is not on the disk")
+        index_set = decode_index_set(data)
+        if index_set.size != layout.size:
+            raise PlanRefused(f"the index set is of a model of {index_set.size} values, this one has {layout.size}")
+        return index_set
 
     def _save(self, offer: TaskOffer, checkpoint: Checkpoint) -> None:
         checkpoints.save(self.home, offer.lease, checkpoint)
@@ -178,7 +198,7 @@ class TrainingTask:
     def settle(self, update_id: str, verdict: str, save_state: Callable[[], None]) -> None:
         """Deal with the kept vector as the verdict says, and empty the outbox, in one transaction.
 
-        Stale: residual = cap_norm(residual + kept, C). Anything else: the kept vector is gone. Raises `StorageFull`.
+        Stale: it returns, `residual.take_back`. Anything else: the kept vector is gone. Raises `StorageFull`.
         """
         update = Outbox(self.store).get(update_id)
         returned = self._returned(update) if update is not None and verdict_returns_the_update(verdict) else None
@@ -191,7 +211,11 @@ class TrainingTask:
             save_state()
         self._tidy()
 
-    def _returned(self, update: QueuedUpdate) -> Vector:
-        kept = unpack_kept(update.kept, update.size).dense()
-        residual = self._vectors.residual(update.layout, update.size)
-        return cap_norm(kept if residual is None else residual + kept, update.clip_norm)
+    def _returned(self, update: QueuedUpdate) -> Residual:
+        init = decode_message(read_envelope(update.init).body, UpdateInit)
+        return residual.take_back(
+            self._vectors.residual(update.layout, update.size),
+            unpack_kept(update.kept, update.size),
+            decode_message(init.header, UpdateHeader).base_version,
+            update.clip_norm,
+        )

@@ -2,7 +2,9 @@
 
 The rules:
 - an announcement, retained on MQTT or fetched over HTTP, is only bytes until `trust` accepts it;
-- a base is wanted exactly as the offer names it, version and hash; if the world moved on, the lease is dropped;
+- a base is wanted exactly as the offer names it, version and hash; if the world moved on, the lease is dropped; the
+  index set that the offer's plan names is fetched with it;
+- a version that HTTP does not bring may come over the broker (`model_chunks`);
 - a refresh is installed when the link is unmetered; a broken link is tried again after a full-jitter wait, and a
   refused version is forgotten until another is announced.
 """
@@ -11,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import backoff, session
+from edge_runtime import backoff, index_sets, session
+from edge_runtime.model_chunks import ModelChunks, Transfer
 from edge_runtime.model_slots import Check, Held, ModelSlots, VersionRefused
 from edge_runtime.ports import (
     Clock,
@@ -28,7 +31,7 @@ from edge_runtime.trust import Keys, ManifestRefused
 from edge_runtime.turn_report import Notes
 from wire_contract.errors import ContractError
 from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest
-from wire_contract.messages import Enrolled, TaskOffer
+from wire_contract.messages import Enrolled, ModelChunk, TaskOffer
 from wire_contract.topics import Track
 
 REFRESH_POLL_S = 6 * 3600.0
@@ -57,11 +60,13 @@ class VersionKeeper:
     """One agent's versions. `notes` is set anew each turn."""
 
     def __init__(self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check) -> None:
+        self._home = home
         self._enrolled = enrolled
         self._clock = clock
         self._downloads = CountedDownloads(downloads)
         keys = Keys(enrolled.manifest_key, enrolled.aggregator_key)
         self.slots = ModelSlots(home, keys, enrolled.population, enrolled.model_url, self._downloads, check)
+        self.chunks = ModelChunks(self.slots)
         self._training: bytes | None = None
         self._refresh: bytes | None = None
         self._attempts = 0
@@ -98,7 +103,7 @@ class VersionKeeper:
 
     def fetch_refresh(self) -> Manifest:
         """Fetch the announced refresh over HTTP and install it; raises what `ModelSlots.install` does."""
-        return self.slots.install(self._by_http("refresh"), "refresh", self._clock.now())
+        return self._install(self._by_http("refresh"), "refresh", self._clock.now())
 
     def install_refresh(self, draw: Callable[[], float]) -> None:
         """Install the refresh that was announced, if one waits and its time has come."""
@@ -109,7 +114,7 @@ class VersionKeeper:
         try:
             # Some brokers send a retained message only once to a session that goes on: then it is fetched.
             signed = self._refresh or self._by_http("refresh")
-            manifest = self.slots.install(signed, "refresh", now)
+            manifest = self._install(signed, "refresh", now)
         except (Unreachable, StorageFull) as e:
             self.notes.refused.append(name_of(e))
             self._not_before = now + backoff.wait(self._attempts, draw())
@@ -136,16 +141,16 @@ class VersionKeeper:
     def fetch_base(self, offer: TaskOffer, draw: float) -> session.Event:
         """Get the offer's base version; the answer is the session's next event."""
         now = self._clock.now()
-        if self.base(offer) is not None:
-            return session.BaseHeld(now)
         try:
+            if self.base(offer) is not None:
+                return self._fetch_index_set(offer, draw, now)
             for signed in self._announcements():
                 manifest = self._acceptable(signed, now)
                 stated = manifest and (manifest.version, manifest.sha256)
                 if manifest is not None and stated == (offer.base_version, offer.base_sha256):
-                    self.slots.install(signed, "training", now)
+                    self._install(signed, "training", now)
                     self.notes.versions.append(("training", manifest.version))
-                    return session.BaseHeld(now)
+                    return self._fetch_index_set(offer, draw, now)
             self.notes.refused.append("base_gone")
             return session.BaseGone(now, draw, f"version {offer.base_version} is not announced any more")
         except (Unreachable, StorageFull) as e:
@@ -155,10 +160,72 @@ class VersionKeeper:
             self.notes.refused.append(name_of(e))
             return session.BaseGone(now, draw, str(e))
 
-    def _acceptable(self, signed: bytes, now: float) -> Manifest | None:
+    def _fetch_index_set(self, offer: TaskOffer, draw: float, now: float) -> session.Event:
+        if offer.plan.codec.mode == "shared":
+            try:
+                index_sets.ensure(self._home, offer.plan.codec.index_set, self.slots.fetch)
+            except (VersionRefused, PortError) as e:
+                # Waited for within the lease, whatever is wrong with it: asking for work at once would bring the same.
+                self.notes.refused.append(name_of(e))
+                return session.BaseUnreachable(now, draw, str(e))
+        return session.BaseHeld(now)
+
+    def _install(self, signed: bytes, track: Track, now: float) -> Manifest:
+        before = self._downloads.bytes_down
+        try:
+            manifest = self.slots.install(signed, track, now)
+        except Unreachable:
+            wanted = self._acceptable(signed, now, track)
+            if wanted is not None:
+                self.chunks.http_failed(signed, wanted, track)
+            raise
+        finally:
+            self._tell_refused_deltas()
+        if self._downloads.bytes_down > before:
+            self.chunks.http_works()
+        return manifest
+
+    def _tell_refused_deltas(self) -> int:
+        refused, self.slots.refused_deltas = self.slots.refused_deltas, []
+        self.notes.refused += refused
+        return len(refused)
+
+    def take_chunk(self, chunk: ModelChunk) -> None:
+        """Take a piece of a version that came over the broker. Raises `StorageFull`."""
+        dropped = self.chunks.take(chunk)
+        if dropped:
+            self.notes.refused.append(dropped)
+
+    def install_chunks(self) -> bool:
+        """Install the version whose pieces are all here, if there is one; return whether one became current."""
+        transfer = self.chunks.whole()
+        if transfer is None:
+            return False
+        try:
+            manifest = self.slots.install(transfer.signed, transfer.track, self._clock.now())
+        except (Unreachable, VersionRefused) as e:
+            # An unreachable server after a whole delta: the delta was of no use.
+            if self._tell_refused_deltas() or isinstance(e, VersionRefused):
+                self._pieces_lied(transfer, e)
+            return False
+        except ManifestRefused as e:
+            self.notes.refused.append(name_of(e))
+            return False
+        self.notes.versions.append((transfer.track, manifest.version))
+        if transfer.track == "refresh":
+            self._refresh, self._attempts, self._seen_at = None, 0, self._clock.now()
+        return True
+
+    def _pieces_lied(self, transfer: Transfer, error: Exception) -> None:
+        if isinstance(error, VersionRefused):
+            self.notes.refused.append(name_of(error))
+        if self.chunks.was_bad(transfer):
+            self.notes.refused.append("model_chunks_lie")
+
+    def _acceptable(self, signed: bytes, now: float, track: Track = "training") -> Manifest | None:
         # Whoever can write to the broker could stop all training with one refused manifest, if that ended the search.
         try:
-            return self.slots.accept(signed, "training", now)
+            return self.slots.accept(signed, track, now)
         except ManifestRefused as e:
             self.notes.refused.append(name_of(e))
             return None

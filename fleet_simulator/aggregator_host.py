@@ -20,8 +20,9 @@ from cloud_aggregator.adapters.mqtt import MqttTransport
 from cloud_aggregator.bundle import read_bundle
 from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.ports import Entropy
-from cloud_aggregator.service import Pending, Service, TurnReport
+from cloud_aggregator.service import Service
 from cloud_aggregator.serving import operator_token
+from cloud_aggregator.turn_report import Pending, TurnReport
 from cloud_aggregator.web.server import HttpHandle, start_http
 from fleet_simulator.clock import VirtualClock
 from wire_contract.envelope import key_id

@@ -1,44 +1,59 @@
-"""The update codec `topk4`: a model delta of n values in a few kB.
+"""The update codec: a model delta of n values in a few kB, in one of two modes behind one header.
 
-Order (design 7): add the residual, select the k largest by magnitude over the whole vector, quantize each to a sign and
-one of 8 log-spaced levels by nearest, scale the decoded vector into the clip norm, encode; what was left out is the
-new residual, its norm capped at the clip norm.
+Order (design 7): add the residual, select, quantize, scale the decoded vector into the clip norm, encode; what was left
+out is the new residual, its norm capped at the clip norm.
+- `topk` (`encode`): the k largest by magnitude over the whole vector, at places of the device's own, each as a sign and
+  one of L log-spaced levels by nearest. The places name the words that were typed: for the aggregator's eyes only.
+- `shared` (`encode_shared`): the values at the places of a public index set (`index_set`), in the fixed ring of `ring`.
+  No place and no length depends on the text, and updates can be summed before they are read.
 
 Wire form, little-endian:
-    magic "EFU1" | mode u8 = 1 | entropy u8 | octave step u8 | 0 u8 | n u32 | k u32 | scale f32 | body length u32 | body
-The body, behind the entropy stage (0 none, 1 zstd, 2 raw deflate), is k index gaps in LEB128 (the first index, then
-index - previous - 1, canonical, at most 4 bytes each), then ceil(k / 2) bytes of 4-bit codes, low nibble first: bit 3
-is the sign, bits 0-2 the level i. A value is +-scale * 2^(-step * i / 16); the table of 16th roots is below as exact
-binary64 constants, so that x86, ARM and a browser compute the same.
+    magic "EFU1" | mode u8 | entropy u8 | a u8 | b u8 | n u32 | k u32 | scale f32 | body length u32 | body
+topk: mode 1, a = octave step, b = code bits: 0 stands for 4, else 1, 2 or 8. The body, behind the entropy stage (0
+none, 1 zstd, 2 raw deflate), is k index gaps in LEB128 (the first index, then index - previous - 1, see `leb128`), then
+the codes, low bits first: the highest bit of a code is the sign, the others the level i < L = 2^(bits - 1). A value is
++-scale * 2^(-step * i / 16); the table of 16th roots is below as exact binary64 constants, so that x86, ARM and a
+browser compute the same. The lowest level lies at most 126 octaves below the scale.
+shared: mode 2, entropy 0, a = headroom bits, b = value bits, scale = the unit. The body is the first 8 bytes of the
+index set's SHA-256, then k numbers of a + b bits (see `ring`).
 
 Decoding treats the bytes as hostile: every length, range and the scale's finiteness is checked before an array of k
 entries is made, decompression is bounded by the declared size, and the same vector has one gap stream only.
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
+from wire_contract import ring as rings
+from wire_contract.entropy import ENTROPY_CODES as ENTROPY_CODES
+from wire_contract.entropy import ENTROPY_NAMES as ENTROPY_NAMES
+from wire_contract.entropy import compress, decompress
 from wire_contract.errors import Malformed, Unsupported
+from wire_contract.index_set import ID_BYTES, IndexSet
+from wire_contract.leb128 import MAX_BYTES, read_indices, write_indices
+from wire_contract.leb128 import read_leb128 as read_leb128
+from wire_contract.leb128 import write_leb128 as write_leb128
+from wire_contract.messages import CodecPlan
+from wire_contract.ring import Ring
 
 MAGIC: Final = b"EFU1"
-MODE_TOPK4: Final = 1
-ENTROPY_CODES: Final = {"none": 0, "zstd": 1, "deflate": 2}
-ENTROPY_NAMES: Final = {code: name for name, code in ENTROPY_CODES.items()}
+MODE_TOPK: Final = 1
+MODE_SHARED: Final = 2
+MODES: Final = {"topk4": MODE_TOPK, "topk": MODE_TOPK, "shared": MODE_SHARED}
+CODE_BITS: Final = (1, 2, 4, 8)
+DEFAULT_BITS: Final = 4
 MAX_VALUES: Final = 1 << 27
 MAX_KEPT: Final = 1 << 22
-LEVELS: Final = 8
 # Below this the float32 scale of many values could become 0, which no decoder takes.
 SMALLEST_CLIP_NORM: Final = 1e-6
+# float32's smallest normal is 2^-126: below it processors differ in what they do with a product.
+_MAX_STEPS: Final = 126 * 16
 
 _HEADER = struct.Struct("<4sBBBBIIfI")
-_MAX_GAP_BYTES = 4
-_ZSTD_WINDOW_LOG = 23
 
 # 2^(-j/16) for j = 0..15, correctly rounded to binary64.
 SIXTEENTHS: Final = tuple(
@@ -92,9 +107,33 @@ class EncodedUpdate:
     residual: NDArray[np.float32]
 
 
-def level_magnitudes(scale: float, step: int) -> NDArray[np.float64]:
-    """Return the 8 magnitudes scale * 2^(-step * i / 16), exact table times a power of two, then one product."""
-    factors = [np.ldexp(SIXTEENTHS[(step * i) % 16], -((step * i) // 16)) for i in range(LEVELS)]
+def check_plan(plan: CodecPlan) -> None:
+    """Raise `Unsupported` or `Malformed` unless mode, bits, unit and headroom go together; for both ends."""
+    if plan.mode not in MODES:
+        raise Unsupported(f"a codec mode is one of {sorted(MODES)}, got {plan.mode[:40]!r}")
+    if plan.mode == "shared":
+        rings.check_ring(ring_of(plan))
+        return
+    if plan.entropy not in ENTROPY_CODES:
+        raise Unsupported(f"entropy stage is one of {sorted(ENTROPY_CODES)}, got {plan.entropy[:40]!r}")
+    allowed = (DEFAULT_BITS,) if plan.mode == "topk4" else CODE_BITS
+    if plan.bits not in allowed:
+        raise Malformed(f"a code of mode {plan.mode} has {' or '.join(map(str, allowed))} bits, got {plan.bits}")
+
+
+def ring_of(plan: CodecPlan) -> Ring:
+    """Return the ring that a `shared` plan names."""
+    return Ring(plan.unit, plan.bits, plan.headroom_bits)
+
+
+def kept_count(plan: CodecPlan, size: int) -> int:
+    """Return k of a plan for a model of `size` values."""
+    return max(1, round(plan.kept * size))
+
+
+def level_magnitudes(scale: float, step: int, levels: int = 8) -> NDArray[np.float64]:
+    """Return the magnitudes scale * 2^(-step * i / 16), exact table times a power of two, then one product."""
+    factors = [np.ldexp(SIXTEENTHS[(step * i) % 16], -((step * i) // 16)) for i in range(levels)]
     return np.float64(scale) * np.array(factors, dtype=np.float64)
 
 
@@ -120,18 +159,22 @@ def _threshold_below(magnitude: NDArray[np.float32], k: int) -> np.float32:
     return guess if np.count_nonzero(magnitude >= guess) >= k else np.float32(0)
 
 
-def _quantize(magnitudes: NDArray[np.float64]) -> tuple[float, int, NDArray[np.int64]]:
-    """Choose scale and step by least squared error over a few candidates; return them and the level of each value."""
+def _quantize(magnitudes: NDArray[np.float64], bits: int) -> tuple[float, int, NDArray[np.int64]]:
+    """Choose scale and step by least squared error; return them and the level of each value."""
+    if bits == 1:
+        return float(np.float32(magnitudes.mean())), 1, np.zeros(len(magnitudes), dtype=np.int64)
+    if bits == 2:
+        return _quantize_in_two(magnitudes)
+    last = (1 << (bits - 1)) - 1
     largest, smallest = float(magnitudes.max()), float(magnitudes.min())
-    spread = np.log2(largest / smallest) * 16 / (LEVELS - 1) if smallest < largest else 1.0
+    spread = np.log2(largest / smallest) * 16 / last if smallest < largest else 1.0
     best: tuple[float, float, int, NDArray[np.int64]] | None = None
     for share in (1.0, 0.8, 0.6, 0.45, 0.3):
-        step = int(min(255, max(1, round(spread * share))))
+        step = int(min(255, _MAX_STEPS // last, max(1, round(spread * share))))
         for lift in (0, 4, 8, 16):
             scale = float(np.float32(largest * SIXTEENTHS[lift % 16] * 0.5 ** (lift // 16)))
-            table = level_magnitudes(scale, step)
-            borders = ((table[1:] + table[:-1]) / 2)[::-1]
-            levels = (LEVELS - 1 - np.searchsorted(borders, magnitudes)).astype(np.int64)
+            table = level_magnitudes(scale, step, last + 1)
+            levels = _nearest(magnitudes, table)
             error = float(np.sum((magnitudes - table[levels]) ** 2))
             if best is None or error < best[0]:
                 best = (error, scale, step, levels)
@@ -139,46 +182,133 @@ def _quantize(magnitudes: NDArray[np.float64]) -> tuple[float, int, NDArray[np.i
     return best[1], best[2], best[3]
 
 
+def _quantize_in_two(magnitudes: NDArray[np.float64]) -> tuple[float, int, NDArray[np.int64]]:
+    """Two levels: the means of both sides of the best split of the sorted values, their ratio rounded to a step."""
+    ordered = np.sort(magnitudes)
+    sums = np.cumsum(ordered)
+    below = np.arange(1, len(ordered))
+    # Squared error = sum of squares - (sum below)^2 / number below - (sum above)^2 / number above.
+    gain = sums[:-1] ** 2 / below + (sums[-1] - sums[:-1]) ** 2 / (len(ordered) - below)
+    if not len(gain):
+        return float(np.float32(magnitudes.max())), 1, np.zeros(len(magnitudes), dtype=np.int64)
+    split = int(np.argmax(gain)) + 1
+    low, high = float(ordered[:split].mean()), float(ordered[split:].mean())
+    scale, step = float(np.float32(high)), int(min(255, max(1, round(16 * np.log2(high / low)))))
+    return scale, step, _nearest(magnitudes, level_magnitudes(scale, step, 2))
+
+
+def _nearest(magnitudes: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.int64]:
+    borders = ((table[1:] + table[:-1]) / 2)[::-1]
+    return (len(table) - 1 - np.searchsorted(borders, magnitudes)).astype(np.int64)
+
+
 def encode(
-    delta: NDArray[np.float32], residual: NDArray[np.float32] | None, *, kept: int, clip_norm: float, entropy: str
+    delta: NDArray[np.float32],
+    residual: NDArray[np.float32] | None,
+    *,
+    kept: int,
+    clip_norm: float,
+    entropy: str,
+    bits: int = DEFAULT_BITS,
+    importance: NDArray[np.float32] | None = None,
 ) -> EncodedUpdate:
-    """Compress one model delta for the wire.
+    """Compress one model delta in `topk` mode.
 
     Use it once for each finished local training. `delta` and `residual` are float32 vectors of n values in layout
     order (`residual` None on a new layout); `kept` is k, 1 <= k <= n; `clip_norm` is C >= 1e-6, the L2 bound of what is
-    sent and of what is kept back. Raises `Malformed` if a value is not finite or an argument is out of range.
+    sent and of what is kept back; `bits` is the code width. With `importance` (float32 [n], finite, 0 or more) the
+    largest |value| * importance are selected, and the values themselves sent. Raises `Malformed` if a value is not
+    finite or an argument is out of range.
     """
-    if not (np.isfinite(clip_norm) and clip_norm >= SMALLEST_CLIP_NORM):
-        raise Malformed(f"a clip norm is finite and at least {SMALLEST_CLIP_NORM}, got {clip_norm}")
-    if not 1 <= kept <= min(len(delta), MAX_KEPT) or len(delta) > MAX_VALUES:
+    if not 1 <= kept <= min(len(delta), MAX_KEPT):
         raise Malformed(f"1 <= k <= n <= {MAX_VALUES}, got k={kept}, n={len(delta)}")
     if entropy not in ENTROPY_CODES:
         raise Unsupported(f"entropy stage is one of {sorted(ENTROPY_CODES)}, got {entropy!r}")
-    whole = delta.astype(np.float32) if residual is None else (delta + residual).astype(np.float32)
-    if not np.isfinite(whole).all():
-        raise Malformed("a delta is finite, got NaN or Inf")
-    indices = select_largest(whole, kept)
+    if bits not in CODE_BITS:
+        raise Malformed(f"a code has {' or '.join(map(str, CODE_BITS))} bits, got {bits}")
+    whole = _add(delta, residual, clip_norm)
+    indices = select_largest(whole if importance is None else _weighted(whole, importance), kept)
     if len(indices):
         chosen = whole[indices]
         magnitudes = np.abs(chosen).astype(np.float64)
-        scale, step, levels = _quantize(magnitudes)
+        scale, step, levels = _quantize(magnitudes, bits)
         scale = _scale_into(scale, step, levels, clip_norm)
         negative = chosen < 0
     else:
         scale, step, levels, negative = 1.0, 1, np.zeros(0, np.int64), np.zeros(0, bool)
-    values = np.where(negative, -1.0, 1.0) * level_magnitudes(scale, step)[levels]
+    count = 1 << (bits - 1)
+    values = np.where(negative, -1.0, 1.0) * level_magnitudes(scale, step, count)[levels]
     sent = SparseVector(len(whole), indices, values)
+    codes = (levels + count * negative.astype(np.int64)).astype(np.uint8)
+    body = write_indices(indices) + _pack_codes(codes, bits)
+    width = 0 if bits == DEFAULT_BITS else bits
+    header = _HEADER.pack(
+        MAGIC, MODE_TOPK, ENTROPY_CODES[entropy], step, width, sent.size, len(indices), scale, len(body)
+    )
+    return EncodedUpdate(header + compress(body, entropy), sent, _left(whole, sent, clip_norm))
+
+
+def encode_shared(
+    delta: NDArray[np.float32],
+    residual: NDArray[np.float32] | None,
+    *,
+    index_set: IndexSet,
+    ring: Ring,
+    clip_norm: float,
+) -> EncodedUpdate:
+    """Compress one model delta in `shared` mode: every value of the set, whether it is 0 or not.
+
+    Arguments as for `encode`. What is not in the set, beyond the clip norm or beyond the ring's range is left in the
+    residual. Raises `Malformed` if a value is not finite, the ring breaks a bound, or the set is another model's.
+    """
+    rings.check_ring(ring)
+    if index_set.size != len(delta):
+        raise Malformed(f"the index set is of a model of {index_set.size} values, the delta has {len(delta)}")
+    whole = _add(delta, residual, clip_norm)
+    numbers = rings.quantize(whole[index_set.indices].astype(np.float64), ring, clip_norm)
+    sent = SparseVector(len(whole), index_set.indices, numbers * np.float64(ring.unit))
+    body = index_set.id + rings.pack(numbers, ring)
+    header = _HEADER.pack(
+        MAGIC, MODE_SHARED, ENTROPY_CODES["none"], ring.headroom_bits, ring.bits, sent.size, len(numbers), ring.unit,
+        len(body),
+    )  # fmt: skip
+    return EncodedUpdate(header + body, sent, _left(whole, sent, clip_norm))
+
+
+def _add(delta: NDArray[np.float32], residual: NDArray[np.float32] | None, clip_norm: float) -> NDArray[np.float32]:
+    if not (np.isfinite(clip_norm) and clip_norm >= SMALLEST_CLIP_NORM):
+        raise Malformed(f"a clip norm is finite and at least {SMALLEST_CLIP_NORM}, got {clip_norm}")
+    if len(delta) > MAX_VALUES:
+        raise Malformed(f"a model has at most {MAX_VALUES} values, got {len(delta)}")
+    whole = delta.astype(np.float32) if residual is None else (delta + residual).astype(np.float32)
+    if not np.isfinite(whole).all():
+        raise Malformed("a delta is finite, got NaN or Inf")
+    return whole
+
+
+def _weighted(whole: NDArray[np.float32], importance: NDArray[np.float32]) -> NDArray[np.float32]:
+    if importance.shape != whole.shape:
+        raise Malformed(f"importance has the delta's shape {whole.shape}, got {importance.shape}")
+    if not (np.isfinite(importance).all() and np.all(importance >= 0)):
+        raise Malformed("importance is finite and 0 or more, and is not here")
+    with np.errstate(over="ignore"):
+        weighted = np.abs(whole) * importance
+    if not np.isfinite(weighted).all():
+        raise Malformed("|value| * importance is finite, got Inf")
+    return weighted.astype(np.float32)
+
+
+def _left(whole: NDArray[np.float32], sent: SparseVector, clip_norm: float) -> NDArray[np.float32]:
     left = whole.copy()
-    left[indices] -= values.astype(np.float32)
-    codes = (levels + 8 * negative.astype(np.int64)).astype(np.uint8)
-    data = _write(sent, codes, scale, step, entropy)
-    return EncodedUpdate(data, sent, cap_norm(left, clip_norm))
+    left[sent.indices] -= sent.values.astype(np.float32)
+    return cap_norm(left, clip_norm)
 
 
 def _scale_into(scale: float, step: int, levels: NDArray[np.int64], clip_norm: float) -> float:
     """Shrink the scale until the decoded vector's float64 norm is at most the clip norm (rounding can lengthen it)."""
+    count = int(levels.max()) + 1
     while True:
-        values = level_magnitudes(scale, step)[levels]
+        values = level_magnitudes(scale, step, count)[levels]
         norm = float(np.sqrt(np.dot(values, values)))
         if norm <= clip_norm:
             return scale
@@ -192,142 +322,109 @@ def cap_norm(vector: NDArray[np.float32], limit: float) -> NDArray[np.float32]:
     return vector if norm <= limit else (vector * np.float32(limit / norm)).astype(np.float32)
 
 
-def _write(sent: SparseVector, codes: NDArray[np.uint8], scale: float, step: int, entropy: str) -> bytes:
-    gaps = np.diff(sent.indices, prepend=-1) - 1
-    body = write_leb128(gaps) + _pack_nibbles(codes)
-    packed = _compress(body, entropy)
-    header = _HEADER.pack(MAGIC, MODE_TOPK4, ENTROPY_CODES[entropy], step, 0, sent.size, len(codes), scale, len(body))
-    return header + packed
+def set_id_of(data: bytes) -> bytes | None:
+    """Return the 8 bytes by which a `shared` update names its index set; None for any other bytes.
+
+    Use it to find the set that `decode` needs; nothing else of the bytes is checked here.
+    """
+    if len(data) < _HEADER.size + ID_BYTES or data[:4] != MAGIC or data[4] != MODE_SHARED:
+        return None
+    return data[_HEADER.size : _HEADER.size + ID_BYTES]
 
 
-def decode(data: bytes, *, size: int) -> SparseVector:
-    """Read an update for a model of `size` values; inverse of `encode` up to quantization.
+def decode(data: bytes, *, size: int, plan: CodecPlan | None = None, index_set: IndexSet | None = None) -> SparseVector:
+    """Read an update for a model of `size` values; inverse of `encode` and `encode_shared` up to quantization.
 
-    Raises `Malformed` or `Unsupported`, whatever the bytes; allocates O(len(data) + k) only after every check.
+    With `plan`, the update must have that plan's mode, bits, unit and headroom. A `shared` update needs `index_set`:
+    the one that it names (`set_id_of`). Raises `Malformed` or `Unsupported`, whatever the bytes; allocates
+    O(len(data) + k) only after every check.
     """
     if len(data) < _HEADER.size:
         raise Malformed(f"an update has at least {_HEADER.size} bytes, got {len(data)}")
-    magic, mode, entropy, step, reserved, n, k, scale, body_bytes = _HEADER.unpack_from(data)
+    magic, mode, entropy, first, second, n, k, scale, body_bytes = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise Malformed(f"an update begins with {MAGIC!r}, got {magic!r}")
-    if mode != MODE_TOPK4:
-        raise Unsupported(f"this side decodes codec mode {MODE_TOPK4}, got {mode}")
-    if entropy not in ENTROPY_NAMES:
-        raise Unsupported(f"entropy stage is one of {sorted(ENTROPY_NAMES)}, got {entropy}")
-    if reserved != 0 or step < 1:
-        raise Malformed(f"reserved is 0 and the step at least 1, got {reserved} and {step}")
+    if mode not in (MODE_TOPK, MODE_SHARED):
+        raise Unsupported(f"this side decodes codec modes {MODE_TOPK} and {MODE_SHARED}, got {mode}")
+    if plan is not None and MODES.get(plan.mode) != mode:
+        raise Malformed(f"the plan's codec is {plan.mode[:40]}, the update is of mode {mode}")
     if n != size:
         raise Malformed(f"the model has {size} values, the update says {n}")
     if not 0 <= k <= min(n, MAX_KEPT):
         raise Malformed(f"an update keeps at most {min(n, MAX_KEPT)} values, got {k}")
     if not (np.isfinite(scale) and scale > 0):
         raise Malformed(f"a scale is finite and positive, got {scale}")
-    nibble_bytes = (k + 1) // 2
-    if not k + nibble_bytes <= body_bytes <= _MAX_GAP_BYTES * k + nibble_bytes:
-        raise Malformed(f"{k} values take {k + nibble_bytes} bytes or more, got a body of {body_bytes}")
-    body = _decompress(data[_HEADER.size :], body_bytes, ENTROPY_NAMES[entropy])
-    gaps = read_leb128(body[: body_bytes - nibble_bytes], k)
-    indices = np.cumsum(gaps + 1) - 1
-    if k and indices[-1] >= n:
-        raise Malformed(f"indices lie below {n}, got {indices[-1]}")
-    codes = _unpack_nibbles(body[body_bytes - nibble_bytes :], k)
-    values = level_magnitudes(float(scale), step)[codes & 7] * np.where(codes & 8, -1.0, 1.0)
-    return SparseVector(n, indices, values)
+    if mode == MODE_SHARED:
+        ring = Ring(scale, second, first)
+        return _read_shared(data, entropy, ring, size, k, body_bytes, plan, index_set)
+    return _read_topk(data, entropy, first, second, size, k, scale, body_bytes, plan)
 
 
-def write_leb128(numbers: NDArray[np.int64]) -> bytes:
-    """Return unsigned LEB128 of numbers in 0..2^28-1, one after another; inverse of `read_leb128`."""
-    count = 1 + (numbers >= 1 << 7) + (numbers >= 1 << 14) + (numbers >= 1 << 21)
-    ends = np.cumsum(count)
-    out = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
-    starts = ends - count
-    for place in range(_MAX_GAP_BYTES):
-        has = count > place
-        more = (count > place + 1)[has]
-        out[starts[has] + place] = ((numbers[has] >> (7 * place)) & 127) | (more * 128)
+def _read_topk(
+    data: bytes, entropy: int, step: int, width: int, size: int, k: int, scale: float, body_bytes: int,
+    plan: CodecPlan | None,
+) -> SparseVector:  # fmt: skip
+    if entropy not in ENTROPY_NAMES:
+        raise Unsupported(f"entropy stage is one of {sorted(ENTROPY_NAMES)}, got {entropy}")
+    if width == DEFAULT_BITS or (width or DEFAULT_BITS) not in CODE_BITS:
+        raise Malformed(f"the code width is 0 (for 4), 1, 2 or 8, got {width}")
+    bits = width or DEFAULT_BITS
+    if plan is not None and bits != plan.bits:
+        raise Malformed(f"the plan's codes have {plan.bits} bits, the update's {bits}")
+    levels = 1 << (bits - 1)
+    if step < 1 or step * (levels - 1) > _MAX_STEPS:
+        raise Malformed(f"the step is at least 1 and {levels} levels span at most 126 octaves, got a step of {step}")
+    code_bytes = (k * bits + 7) // 8
+    if not k + code_bytes <= body_bytes <= MAX_BYTES * k + code_bytes:
+        raise Malformed(f"{k} values take {k + code_bytes} bytes or more, got a body of {body_bytes}")
+    body = decompress(data[_HEADER.size :], body_bytes, ENTROPY_NAMES[entropy])
+    indices = read_indices(body[: body_bytes - code_bytes], k, size)
+    codes = _unpack_codes(body[body_bytes - code_bytes :], k, bits)
+    values = level_magnitudes(scale, step, levels)[codes & (levels - 1)] * np.where(codes & levels, -1.0, 1.0)
+    return SparseVector(size, indices, values)
+
+
+def _read_shared(
+    data: bytes, entropy: int, ring: Ring, size: int, k: int, body_bytes: int, plan: CodecPlan | None,
+    index_set: IndexSet | None,
+) -> SparseVector:  # fmt: skip
+    if entropy != 0:
+        raise Malformed(f"a shared update has no entropy stage, got {entropy}")
+    rings.check_ring(ring)
+    if plan is not None and ring != ring_of(plan):
+        raise Malformed(f"the plan's ring is {ring_of(plan)}, the update's {ring}")
+    if index_set is None:
+        raise Unsupported("a shared update needs its index set, and it is not here")
+    if (index_set.size, len(index_set.indices)) != (size, k):
+        raise Malformed(f"the set has {len(index_set.indices)} of {index_set.size} values, the update {k} of {size}")
+    body = data[_HEADER.size :]
+    if not len(body) == body_bytes == ID_BYTES + ring.size_bytes(k):
+        raise Malformed(f"{k} values take {ID_BYTES + ring.size_bytes(k)} bytes, got a body of {len(body)}")
+    if body[:ID_BYTES] != index_set.id:
+        raise Malformed(f"the index set is {index_set.id.hex()}, the update's is {body[:ID_BYTES].hex()}")
+    numbers = rings.read_values(body[ID_BYTES:], k, ring)
+    return SparseVector(size, index_set.indices, numbers * np.float64(ring.unit))
+
+
+def _pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
+    if bits == 8:
+        return codes.tobytes()
+    each = 8 // bits
+    padded = np.zeros(-(-len(codes) // each) * each, dtype=np.uint8)
+    padded[: len(codes)] = codes
+    out = np.zeros(len(padded) // each, dtype=np.uint8)
+    for place in range(each):
+        out |= padded[place::each] << (bits * place)
     return out.tobytes()
 
 
-def read_leb128(data: bytes, count: int) -> NDArray[np.int64]:
-    """Read exactly `count` canonical LEB128 numbers of at most 4 bytes that fill `data`. Raises `Malformed`."""
+def _unpack_codes(data: bytes, count: int, bits: int) -> NDArray[np.int64]:
     raw = np.frombuffer(data, dtype=np.uint8)
-    ends = np.flatnonzero(raw < 128)
-    if len(ends) != count or (len(raw) and (count == 0 or ends[-1] != len(raw) - 1)):
-        raise Malformed(f"{count} gaps were declared, the bytes hold {len(ends)}")
-    if count == 0:
-        return np.zeros(0, dtype=np.int64)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > _MAX_GAP_BYTES:
-        raise Malformed(f"a gap has at most {_MAX_GAP_BYTES} bytes, got {lengths.max()}")
-    if np.any((raw[ends] == 0) & (lengths > 1)):
-        raise Malformed("a gap is written in its shortest form, got a padded one")
-    numbers = np.zeros(count, dtype=np.int64)
-    for place in range(int(lengths.max())):
-        has = lengths > place
-        numbers[has] |= (raw[starts[has] + place].astype(np.int64) & 127) << (7 * place)
-    return numbers
-
-
-def _pack_nibbles(codes: NDArray[np.uint8]) -> bytes:
-    even = codes[0::2]
-    odd = np.zeros_like(even)
-    odd[: len(codes) // 2] = codes[1::2]
-    return (even | (odd << 4)).astype(np.uint8).tobytes()
-
-
-def _unpack_nibbles(data: bytes, count: int) -> NDArray[np.int64]:
-    raw = np.frombuffer(data, dtype=np.uint8)
-    codes = np.empty(2 * len(raw), dtype=np.int64)
-    codes[0::2] = raw & 15
-    codes[1::2] = raw >> 4
-    if count % 2 and codes[count] != 0:
-        raise Malformed(f"the spare nibble is 0, got {codes[count]}")
+    each = 8 // bits
+    codes = np.empty(each * len(raw), dtype=np.int64)
+    for place in range(each):
+        codes[place::each] = (raw >> (bits * place)) & ((1 << bits) - 1)
+    if codes[count:].any():
+        spare = "spare nibble is" if bits == DEFAULT_BITS else "spare codes are"
+        raise Malformed(f"the {spare} 0, got {codes[count:].max()}")
     return codes[:count]
-
-
-def _compress(body: bytes, entropy: str) -> bytes:
-    if entropy == "zstd":
-        return zstandard.ZstdCompressor(level=19, write_content_size=False, write_checksum=False).compress(body)
-    if entropy == "deflate":
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-        return deflate.compress(body) + deflate.flush()
-    return body
-
-
-def _decompress(packed: bytes, size: int, entropy: str) -> bytes:
-    """Return exactly `size` bytes or raise `Malformed`; never holds more than `size` + 1 bytes of output."""
-    if entropy == "none":
-        body, rest = packed, b""
-    elif entropy == "zstd":
-        stream = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG).decompressobj()
-        try:
-            body, rest = _bounded_zstd(stream, packed, size)
-        except zstandard.ZstdError as e:
-            raise Malformed(f"the body is one zstd frame: {e}") from e
-    else:
-        inflate = zlib.decompressobj(-15)
-        try:
-            body = inflate.decompress(packed, size + 1)
-        except zlib.error as e:
-            raise Malformed(f"the body is one raw deflate stream: {e}") from e
-        rest = inflate.unconsumed_tail + inflate.unused_data
-        if not inflate.eof and len(body) <= size:
-            raise Malformed("the body is one whole raw deflate stream, got a cut one")
-    if len(body) != size or rest:
-        raise Malformed(f"the body has {size} bytes and nothing behind it, got {len(body)} and {len(rest)} more")
-    return body
-
-
-def _bounded_zstd(stream: "zstandard.ZstdDecompressionObj", packed: bytes, size: int) -> tuple[bytes, bytes]:
-    # One byte of a zstd block can ask for 128 kB of output, so the input is fed in small bites and the output counted.
-    out = bytearray()
-    for start in range(0, len(packed), 64):
-        if stream.eof:
-            return bytes(out), stream.unused_data + packed[start:]
-        out += stream.decompress(packed[start : start + 64])
-        if len(out) > size:
-            raise Malformed(f"the body has {size} bytes, got more")
-    if not stream.eof:
-        raise Malformed("the body is one whole zstd frame, got a cut one")
-    return bytes(out), stream.unused_data

@@ -18,10 +18,13 @@ from wire_contract.errors import Malformed, Unsupported
 MAX_MESSAGE_BYTES = 96 * 1024
 MAX_CHUNK_BYTES = 48 * 1024
 MAX_UPDATE_BYTES = 8 * 1024 * 1024
+MAX_MODEL_WINDOW = 4
+MAX_INDEX_SET_BYTES = 4 * 1024 * 1024
 
 Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hex64OrNone = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\Z")]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[a-z]+:[a-z0-9_-]{1,40}\Z")]
@@ -43,11 +46,22 @@ class RetryWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How an update is compressed: codec mode, share of the values kept, and the entropy stage."""
+    """How an update is compressed (`codec.check_plan` says which of these go together).
+
+    `mode` "topk" sends the largest values, at places of the device's own; "topk4" is its form with 4 bits, which older
+    devices know; "shared" sends the values of the public set `index_set` (a file's SHA-256), in multiples of `unit`.
+    `kept` is the share of the model's values that goes out, or that the set holds. `bits` a value: 1, 2, 4 or 8 of
+    topk, 2 to 16 of shared, which adds `headroom_bits` so that 2^headroom_bits updates can be summed in the ring.
+    `entropy` is the stage behind topk; shared has none, for its length must not depend on the text.
+    """
 
     mode: str = "topk4"
     kept: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.01
     entropy: str = "zstd"
+    bits: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    index_set: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    unit: Positive = 2.0**-10
+    headroom_bits: Annotated[int, msgspec.Meta(ge=0, le=20)] = 0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +69,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `signature` names the train signature; `rows` examples of the signature's length are drawn at most, `epochs` times
     over; `weight_rule` "uniform" counts an update 1, "examples" counts min(examples, example_cap) / example_cap.
+    The residual is multiplied by `residual_keep` when it is added, and dropped if its base lies more than
+    `residual_versions` versions behind this task's (0: whatever its age).
     """
 
     signature: str = "train_sampled"
@@ -68,6 +84,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     example_cap: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 80
     minimum_examples: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 1
     codec: CodecPlan = CodecPlan()
+    residual_keep: Share = 1.0
+    residual_versions: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
 
 
 class CheckIn(msgspec.Struct, frozen=True, kw_only=True, tag="check-in"):
@@ -90,6 +108,50 @@ class StatusQuery(msgspec.Struct, frozen=True, kw_only=True, tag="status-query")
     update_id: Hex32
     nonce: Hex32
     sent_at: Seconds
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True, tag="model-request"):
+    """A device that cannot reach the HTTP side asks for pieces of an announced version's file over the broker.
+
+    `wanted` is the file's SHA-256; `held` is the file that a delta shall start from, or empty for the whole file.
+    Pieces `first` to `first + count - 1` are wanted: few, so that the broker never holds much for one device.
+    """
+
+    device: Hex32
+    nonce: Hex32
+    sent_at: Seconds
+    wanted: Hex64
+    held: Hex64OrNone
+    first: ChunkIndex
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_MODEL_WINDOW)]
+
+
+class ModelChunk(msgspec.Struct, frozen=True, kw_only=True, tag="model-chunk"):
+    """Piece `index` of a delta or, with `held` empty, of a whole file; every piece but the last has `MAX_CHUNK_BYTES`.
+
+    Not signed: the whole must hash to what the signed manifest says, and until then it is believed in nothing.
+    """
+
+    wanted: Hex64
+    held: Hex64OrNone
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 26)]
+    index: ChunkIndex
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CHUNK_BYTES)]
+
+
+class ModelDenied(msgspec.Struct, frozen=True, kw_only=True, tag="model-denied"):
+    """No pieces now, and why; signed. The device asks again within the retry window.
+
+    `code`: `no_delta` (ask for the whole file), `later` (it is being made, or the broker carries enough), `deltas_only`,
+    `off`, `not_announced`, `past_the_end` (the pieces before `first` were no good), `too_much` (more than a device may
+    have over the broker in a day).
+    """
+
+    device: Hex32
+    nonce: Hex32
+    code: Literal["no_delta", "later", "deltas_only", "off", "not_announced", "past_the_end", "too_much"]
+    issued_at: Seconds
+    retry: RetryWindow
 
 
 class TaskOffer(msgspec.Struct, frozen=True, kw_only=True, tag="task-offer"):
@@ -233,11 +295,14 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag="enrolled"):
     issued_at: Seconds
 
 
-Request = CheckIn | StatusQuery
-TaskReply = TaskOffer | TurnedAway
+Request = CheckIn | StatusQuery | ModelRequest
+TaskReply = TaskOffer | TurnedAway | ModelDenied
 AnyMessage = (
     CheckIn
     | StatusQuery
+    | ModelRequest
+    | ModelChunk
+    | ModelDenied
     | TaskOffer
     | TurnedAway
     | UpdateHeader
@@ -254,7 +319,7 @@ Message = TypeVar("Message")
 
 _TAGS = {
     "check-in", "status-query", "task-offer", "turned-away", "update-header", "update-init", "chunk", "receipt",
-    "device-report", "model-announcement", "enrolment", "enrolled",
+    "device-report", "model-announcement", "enrolment", "enrolled", "model-request", "model-chunk", "model-denied",
 }  # fmt: skip
 
 
@@ -297,11 +362,7 @@ def verdict_returns_the_update(verdict: str) -> bool:
 
 def capabilities_needed(plan: Plan) -> frozenset[str]:
     """Return the capabilities that a device must name at check-in before this plan may be offered to it."""
-    return frozenset(
-        {
-            f"codec:{plan.codec.mode}",
-            f"entropy:{plan.codec.entropy}",
-            f"rule:{plan.rule}",
-            f"signature:{plan.signature}",
-        }
-    )
+    needed = {f"codec:{plan.codec.mode}", f"rule:{plan.rule}", f"signature:{plan.signature}"}
+    if plan.codec.mode != "shared":
+        needed.add(f"entropy:{plan.codec.entropy}")
+    return frozenset(needed)

@@ -6,9 +6,10 @@ device, population and update ids are checked by pattern, so no wildcard can be 
     fl/v1/pop/{population}/refresh        down, retained   signed manifest of the version for keyboards
     fl/v1/pop/{population}/training       down, retained   signed manifest of the version that training starts from
     fl/v1/dev/{device}/state              up, retained     device report; the last will says offline
-    fl/v1/dev/{device}/req                up               check-in, status query (signed)
-    fl/v1/dev/{device}/down/task          down             task offer or turned away (signed)
+    fl/v1/dev/{device}/req                up               check-in, status query, model request (signed)
+    fl/v1/dev/{device}/down/task          down             task offer, turned away or model denied (signed)
     fl/v1/dev/{device}/down/rcpt          down             receipt (signed)
+    fl/v1/dev/{device}/down/model         down             pieces of a delta or of a file, asked for by a model request
     fl/v1/up/{shard}/{device}/{update}/init   up           signed update init
     fl/v1/up/{shard}/{device}/{update}/{n}    up           chunk n
 """
@@ -40,10 +41,10 @@ class ModelTopic:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTopic:
-    """A device's own topic; `leaf` is `state`, `req`, `down/task` or `down/rcpt`."""
+    """A device's own topic; `leaf` is `state`, `req`, `down/task`, `down/rcpt` or `down/model`."""
 
     device: str
-    leaf: Literal["state", "req", "down/task", "down/rcpt"]
+    leaf: Literal["state", "req", "down/task", "down/rcpt", "down/model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ def parse_topic(text: str) -> Topic:
             return DeviceTopic(device, "down/task")
         case ["fl", "v1", "dev", device, "down", "rcpt"] if _DEVICE.fullmatch(device):
             return DeviceTopic(device, "down/rcpt")
+        case ["fl", "v1", "dev", device, "down", "model"] if _DEVICE.fullmatch(device):
+            return DeviceTopic(device, "down/model")
         case ["fl", "v1", "up", shard, device, update_id, piece] if (
             _NUMBER.fullmatch(shard) and _DEVICE.fullmatch(device) and _DEVICE.fullmatch(update_id)
         ):

@@ -4,13 +4,14 @@ Written to a temporary name, flushed, renamed, and the directory flushed too: af
 not at all.
 """
 
+import errno
 import hashlib
 import os
 import re
 import tempfile
 from pathlib import Path
 
-from cloud_aggregator.errors import NotFound, StorageFailed
+from cloud_aggregator.errors import NotFound, StorageFailed, StorageFull
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -48,7 +49,8 @@ class FileBlobs:
             finally:
                 os.close(folder)
         except OSError as e:
-            raise StorageFailed(f"{target}: {len(data)} bytes cannot be stored: {e}") from e
+            kind = StorageFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+            raise kind(f"{target}: {len(data)} bytes cannot be stored: {e}") from e
         return sha256
 
     def get(self, sha256: str) -> bytes:

@@ -3,12 +3,15 @@
 The rules:
 - SQLite runs in WAL mode with synchronous=FULL: what was acknowledged survives a power cut. NORMAL is faster and may
   lose the last commits, so it is never used before an acknowledgement;
-- a writing transaction takes the write lock at its start (BEGIN IMMEDIATE): two processes never deadlock half-way;
+- a writing transaction takes the write lock at its start (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory lock): two
+  processes never deadlock half-way, and what a transaction has read stays true until it ends;
+- a block that only reads sees one moment of the database, however long it takes;
 - the file is readable by its owner only: it names devices and holds the service's seed;
 - a database of another schema version is refused by name;
 - user and password of a database's URL are in no message.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +23,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from cloud_aggregator.adapters import schema
 from cloud_aggregator.adapters.sql_records import SqlRecords
 from cloud_aggregator.addresses import without_credentials
-from cloud_aggregator.errors import Refused, StorageFailed
+from cloud_aggregator.errors import Refused, StorageFailed, StorageFull
 from cloud_aggregator.labels import printable
 
 BUSY_TIMEOUT_MS = 20_000
+# 16 MB of log before it is folded into the file: pages that many commits changed are then written once.
+WAL_PAGES = 4_000
+
+# Any number will do; it is the same for all who write to an aggregator's database.
+_TAKE_LOCK = sa.text("SELECT pg_advisory_xact_lock(7305401881)")
 
 
 class SqlDatabase:
@@ -42,12 +50,15 @@ class SqlDatabase:
         except SQLAlchemyError as e:
             shown = without_credentials(str(self._engine.url))
             raise StorageFailed(f"the database {shown!r} cannot be opened: {printable(str(e))}") from e
-        with self.transaction() as records:
+        # Read first: what only reads takes no lock of a running service.
+        with self.reading() as records:
             found = records.meta("schema")
-            if found is None:
-                records.set_meta("schema", schema.SCHEMA)
-            elif found != schema.SCHEMA:
-                raise Refused(f"this program reads database schema {schema.SCHEMA.decode()}, got {found.decode()}")
+        if found is None:
+            with self.transaction() as records:
+                found = records.meta("schema") or schema.SCHEMA
+                records.set_meta("schema", found)
+        if found != schema.SCHEMA:
+            raise Refused(f"this program reads database schema {schema.SCHEMA.decode()}, got {found.decode()}")
 
     @classmethod
     def in_folder(cls, folder: Path) -> "SqlDatabase":
@@ -75,14 +86,40 @@ class SqlDatabase:
         try:
             with self._engine.connect() as connection:
                 connection = connection.execution_options(read_only=read_only)
+                if self._engine.dialect.name == "postgresql" and read_only:
+                    connection = connection.execution_options(isolation_level="REPEATABLE READ")
                 with connection.begin():
+                    if self._engine.dialect.name == "postgresql" and not read_only:
+                        connection.execute(_TAKE_LOCK)
                     yield SqlRecords(connection)
         except SQLAlchemyError as e:
-            raise StorageFailed(f"the database failed: {printable(str(e))}") from e
+            told = f"the database failed: {printable(str(e))}"
+            raise (StorageFull(told) if _is_full(e) else StorageFailed(told)) from e
+
+    def room_bytes(self) -> int | None:
+        if self._engine.dialect.name != "sqlite" or not self._engine.url.database:
+            return None
+        try:
+            with self._engine.connect() as connection:
+                pages = {
+                    name: int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                    for name in ("max_page_count", "page_count", "freelist_count", "page_size")
+                }
+            disk = os.statvfs(Path(self._engine.url.database).parent)
+        except (SQLAlchemyError, OSError) as e:
+            raise StorageFailed(f"the database's room cannot be measured: {printable(str(e))}") from e
+        allowed = pages["max_page_count"] - pages["page_count"] + pages["freelist_count"]
+        return min(allowed * pages["page_size"], disk.f_bavail * disk.f_frsize)
 
     def close(self) -> None:
         """Close all connections; SQLite folds its write-ahead log into the file."""
         self._engine.dispose()
+
+
+def _is_full(error: SQLAlchemyError) -> bool:
+    """Whether it is room that the database lacks: SQLITE_FULL, or disk_full (53100) of PostgreSQL."""
+    cause = getattr(error, "orig", None)
+    return getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == "53100"
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
@@ -94,6 +131,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         for pragma in (
             "journal_mode=WAL",
             "synchronous=FULL",
+            f"wal_autocheckpoint={WAL_PAGES}",
             "foreign_keys=ON",
             f"busy_timeout={BUSY_TIMEOUT_MS}",
         ):

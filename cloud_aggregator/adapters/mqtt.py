@@ -1,8 +1,9 @@
 """The aggregator's MQTT connection: paho-mqtt 2.2 over MQTT 5, with its own acknowledgement, window and reconnect.
 
 The rules (each one answers a measured fault of brokers or of paho):
-- a message is acknowledged only after `take_group` returned, that is, after its transaction was committed; groups are
-  at most 64 messages or 20 ms;
+- a message is acknowledged only after `take_group` returned, that is, after its transaction was committed; a group is
+  at most the messages of 64 updates, or 20 ms;
+- what waits for the intake is bounded (`incoming`): while it is full the socket is not read;
 - every connection is a new paho client: an acknowledgement belongs to its own connection and can't meet another message
   that has the same number on a later one; paho's burst at a reconnect does not happen, the broker keeps the session,
   and what was not acknowledged goes out again from our own queue;
@@ -34,18 +35,17 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from cloud_aggregator.adapters.incoming import DEFAULT_GROUPING, HELD, Grouping, Incoming
 from cloud_aggregator.addresses import without_credentials
+from cloud_aggregator.back_pressure import BackPressure
 from cloud_aggregator.errors import BrokerUnreachable, InvalidSetting, StorageFailed
 from cloud_aggregator.labels import printable
 from cloud_aggregator.ports import Intake, Message
 
-GROUP_MESSAGES = 64
-GROUP_SECONDS = 0.02
 RETRY_SECONDS = 1.0
 WINDOW = 16
 KEEPALIVE_S = 60
 SESSION_EXPIRY_S = 7 * 86_400
-RECEIVE_MAXIMUM = 256
 MAX_PACKET_BYTES = 256 * 1024
 FIRST_BACKOFF_S = 1.0
 LAST_BACKOFF_S = 30.0
@@ -126,6 +126,8 @@ class MqttTransport:
         shards: Sequence[int] = (0,),
         say: Callable[[str], None] | None = None,
         on_group: Callable[[], None] | None = None,
+        grouping: Grouping = DEFAULT_GROUPING,
+        pressure: BackPressure | None = None,
     ) -> None:
         self._address = parse_broker_url(url)
         self._url = without_credentials(url)
@@ -134,7 +136,9 @@ class MqttTransport:
         self._say = say or (lambda text: None)
         self._on_group = on_group
         self._outbox: queue.SimpleQueue[_Outgoing | _Acknowledged | _Online | None] = queue.SimpleQueue()
-        self._incoming: queue.SimpleQueue[_Incoming | None] = queue.SimpleQueue()
+        self._grouping = grouping
+        self._pressure = pressure or BackPressure()
+        self._incoming: Incoming[_Incoming] = Incoming(grouping)
         self._client: paho.Client | None = None
         self._max_packet = MAX_PACKET_BYTES
         self._subscribed = threading.Event()
@@ -150,6 +154,11 @@ class MqttTransport:
     def online(self) -> bool:
         """Whether the broker is connected and has taken the subscriptions."""
         return self._subscribed.is_set()
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for the intake."""
+        return self._incoming.waiting
 
     def start(self, intake: Intake) -> None:
         """Connect, subscribe, and begin to take messages in. Raises `BrokerUnreachable` if the first try fails."""
@@ -175,7 +184,7 @@ class MqttTransport:
             self.flush(1.0)
         self._closing.set()
         self._lost.set()
-        self._incoming.put(None)
+        self._incoming.close()
         self._outbox.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -230,7 +239,7 @@ class MqttTransport:
         )
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        properties.ReceiveMaximum = HELD
         properties.MaximumPacketSize = MAX_PACKET_BYTES
         try:
             client.connect(address.host, address.port, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
@@ -331,19 +340,9 @@ class MqttTransport:
 
     def _take_in(self, intake: Intake) -> None:
         while True:
-            first = self._incoming.get()
-            if first is None:
+            group = self._incoming.group()
+            if not group:
                 return
-            group, last = [first], time.monotonic() + GROUP_SECONDS
-            while len(group) < GROUP_MESSAGES:
-                try:
-                    more = self._incoming.get(timeout=max(0.0, last - time.monotonic()))
-                except queue.Empty:
-                    break
-                if more is None:
-                    self._incoming.put(None)
-                    break
-                group.append(more)
             while group := self._take_group(intake, group):
                 if self._closing.wait(RETRY_SECONDS):
                     return
@@ -352,11 +351,17 @@ class MqttTransport:
 
     def _take_group(self, intake: Intake, group: list[_Incoming]) -> list[_Incoming]:
         """Give a group to the intake; return what has to be given again."""
+        again: list[_Incoming] = []
+        started = time.monotonic()
         try:
             intake.take_group([incoming.message for incoming in group])
+            waiting = self._incoming.waiting / self._grouping.messages
+            self._pressure.committed(time.monotonic() - started, waiting)
         except StorageFailed as e:
-            self._say(f"{len(group)} messages could not be stored and are not acknowledged: {e}")
-            return group
+            answered = set(map(id, e.answered))
+            again = [incoming for incoming in group if id(incoming.message) not in answered]
+            group = [incoming for incoming in group if id(incoming.message) in answered]
+            self._say(f"{len(again)} messages could not be stored and are not acknowledged: {e}")
         except Exception as e:  # noqa: BLE001 - the thread must outlive whatever a message does
             if len(group) > 1:
                 return [rest for incoming in group for rest in self._take_group(intake, [incoming])]
@@ -365,7 +370,7 @@ class MqttTransport:
         for incoming in group:
             # Goes to the connection that brought the message, or nowhere if that one is over.
             incoming.client.ack(incoming.mid, 1)
-        return []
+        return again
 
 
 def _send_at_once(_client: paho.Client, _data: Any, opened: Any) -> None:

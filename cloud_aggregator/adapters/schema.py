@@ -4,7 +4,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA: Final = b"2"
+SCHEMA: Final = b"3"
 
 metadata = sa.MetaData()
 
@@ -14,6 +14,11 @@ _RowId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def _id() -> sa.Column[int]:
     return sa.Column("id", _RowId, primary_key=True, autoincrement=True)
+
+
+def _partial(name: str, rows: str, *columns: str) -> sa.Index:
+    """An index of the rows of which `rows` is true. A query must say it in the very words to be served by it."""
+    return sa.Index(name, *columns, sqlite_where=sa.text(rows), postgresql_where=sa.text(rows))
 
 
 meta = sa.Table(
@@ -124,11 +129,24 @@ updates = sa.Table(
     sa.Column("mismatches", sa.Integer, nullable=False),
     sa.UniqueConstraint("task", "device", "lease", name="one_update_a_lease"),
     sa.UniqueConstraint("update_id", "init_sha256", name="one_row_an_init"),
-    sa.Index("updates_by_state", "state", "finished_at", "device"),
-    sa.Index("updates_by_use", "task", "verdict", "used_by"),
-    sa.Index("updates_by_receipt", "receipt_published", "state"),
+    # Each holds the few rows that its question is about, so that an arriving update touches one of them.
+    _partial("updates_received", "state = 'received'", "finished_at", "device", "id"),
+    _partial("updates_open", "state = 'open'", "arrived_at"),
+    _partial("updates_refused_at_door", "lease IS NULL", "device"),
+    _partial("updates_by_use", "verdict = 'accepted'", "task", "used_by", "id"),
+    _partial("updates_by_receipt", "state = 'judged' AND NOT receipt_published", "id"),
 )
 
+# The sealed bytes of whole updates stand apart from their verdicts: they are written once, a verdict and its receipt
+# change the other row three times, and SQLite writes a changed row whole.
+sealed_updates = sa.Table(
+    "sealed_updates",
+    metadata,
+    sa.Column("id", _RowId, primary_key=True, autoincrement=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+# Only what is unfinished: an update whose chunks are all there has one row in `sealed_updates`.
 chunks = sa.Table(
     "chunks",
     metadata,
@@ -139,6 +157,20 @@ chunks = sa.Table(
     sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Column("arrived_at", sa.BigInteger, nullable=False),
     sa.Index("chunks_by_device", "device"),
+)
+
+# Which updates a version was made of, and their exact sum. Version 0 is the buffer that is still open.
+partial_sums = sa.Table(
+    "partial_sums",
+    metadata,
+    sa.Column("population", sa.String(40), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("high_water", sa.BigInteger, nullable=False),
+    sa.Column("members", sa.LargeBinary, nullable=False),
+    sa.Column("members_sha256", sa.String(64), nullable=False),
+    sa.Column("sums", sa.LargeBinary, nullable=False),
+    sa.Column("sums_sha256", sa.String(64), nullable=False),
 )
 
 versions = sa.Table(
@@ -172,6 +204,18 @@ optimizers = sa.Table(
     "optimizers",
     metadata,
     sa.Column("population", sa.String(40), primary_key=True),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    sa.Column("master", sa.LargeBinary, nullable=False),
+    sa.Column("m", sa.LargeBinary, nullable=False),
+    sa.Column("v", sa.LargeBinary, nullable=False),
+)
+
+# The optimizer's state after some of the versions, from which a replay sets out.
+kept_states = sa.Table(
+    "kept_states",
+    metadata,
+    sa.Column("population", sa.String(40), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
     sa.Column("step", sa.BigInteger, nullable=False),
     sa.Column("master", sa.LargeBinary, nullable=False),
     sa.Column("m", sa.LargeBinary, nullable=False),

@@ -3,19 +3,22 @@
 The updates and their chunks are in `sql_updates`, which this class builds on.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
 import sqlalchemy as sa
 
 from cloud_aggregator.adapters import schema as t
-from cloud_aggregator.adapters.sql_updates import SqlUpdates
+from cloud_aggregator.adapters.sql_updates import SqlUpdates, in_parts
 from cloud_aggregator.labels import printable
 from cloud_aggregator.leases import Lease, LeaseState
 from cloud_aggregator.records import (
     AnnouncementRecord,
     DeviceRecord,
+    EventRecord,
+    PartialSums,
     PopulationRecord,
     ReleaseRecord,
     RequestRecord,
@@ -57,11 +60,18 @@ class SqlRecords(SqlUpdates):
         return [TokenRecord(**row._mapping) for row in rows]
 
     def add_device(self, device: DeviceRecord) -> bool:
-        return self._insert_new(t.devices, asdict(device)) is not None
+        return self._insert_new(t.devices, asdict(device))
 
     def device(self, device: str) -> DeviceRecord | None:
         row = self._connection.execute(sa.select(t.devices).where(t.devices.c.device == device)).one_or_none()
         return None if row is None else DeviceRecord(**row._mapping)
+
+    def devices_of(self, devices: Iterable[str]) -> dict[str, DeviceRecord]:
+        found = {}
+        for some in in_parts(devices):
+            for row in self._connection.execute(sa.select(t.devices).where(t.devices.c.device.in_(some))):
+                found[row.device] = DeviceRecord(*row)
+        return found
 
     def devices(self) -> list[DeviceRecord]:
         order = (t.devices.c.enrolled_at.desc(), t.devices.c.device)
@@ -78,7 +88,7 @@ class SqlRecords(SqlUpdates):
         self._connection.execute(chosen.values(retry_earliest=earliest, retry_latest=latest))
 
     def add_population(self, population: PopulationRecord) -> bool:
-        return self._insert_new(t.populations, asdict(population)) is not None
+        return self._insert_new(t.populations, asdict(population))
 
     def populations(self) -> list[PopulationRecord]:
         rows = self._connection.execute(sa.select(t.populations).order_by(t.populations.c.population))
@@ -90,12 +100,9 @@ class SqlRecords(SqlUpdates):
         value = self._connection.scalar(query)
         return None if value is None else bytes(value)
 
-    def put_request(self, device: str, kind: str, key: str, payload: bytes) -> None:
-        self._put(
-            t.requests,
-            {"device": device, "kind": kind, "key": key, "payload": payload},
-            ["device", "kind", "key"],
-        )
+    def put_requests(self, requests: Sequence[RequestRecord]) -> None:
+        rows = [{"device": r.device, "kind": r.kind, "key": r.key, "payload": r.payload} for r in requests]
+        self._put_all(t.requests, rows, ["device", "kind", "key"])
 
     def requests(self, limit: int) -> list[RequestRecord]:
         column = t.requests.c
@@ -129,6 +136,13 @@ class SqlRecords(SqlUpdates):
         row = self._connection.execute(sa.select(t.leases).where(chosen)).one_or_none()
         return None if row is None else Lease(**row._mapping)
 
+    def leases_of(self, leases: Iterable[str]) -> dict[str, Lease]:
+        found = {}
+        for some in in_parts(leases):
+            for row in self._connection.execute(sa.select(t.leases).where(t.leases.c.lease.in_(some))):
+                found[row.lease] = Lease(*row)
+        return found
+
     def live_lease(self, task: str, device: str) -> Lease | None:
         column = t.leases.c
         chosen = (column.task == task) & (column.device == device) & (column.state == "live")
@@ -147,6 +161,12 @@ class SqlRecords(SqlUpdates):
 
     def set_lease_state(self, lease: str, state: LeaseState) -> None:
         self._connection.execute(sa.update(t.leases).where(t.leases.c.lease == lease).values(state=state))
+
+    def answer_leases(self, leases: Sequence[str]) -> None:
+        if leases:
+            alive = (t.leases.c.lease == sa.bindparam("answered")) & (t.leases.c.state == "live")
+            change = sa.update(t.leases).where(alive).values(state="answered")
+            self._connection.execute(change, [{"answered": lease} for lease in leases])
 
     def expire_leases(self, task: str, now: int) -> int:
         column = t.leases.c
@@ -184,14 +204,50 @@ class SqlRecords(SqlUpdates):
     def optimizer(self, population: str) -> OptimizerState | None:
         column = t.optimizers.c
         row = self._connection.execute(sa.select(t.optimizers).where(column.population == population)).one_or_none()
-        if row is None:
-            return None
-        master, m, v = (np.frombuffer(blob, dtype="<f4") for blob in (row.master, row.m, row.v))
-        return OptimizerState(master, m, v, row.step)
+        return None if row is None else _state(row)
 
     def set_optimizer(self, population: str, state: OptimizerState) -> None:
-        blobs = {name: getattr(state, name).astype("<f4").tobytes() for name in ("master", "m", "v")}
-        self._put(t.optimizers, {"population": population, "step": state.step, **blobs}, ["population"])
+        self._put(t.optimizers, {"population": population, **_state_values(state)}, ["population"])
+
+    def put_sums(self, sums: PartialSums) -> None:
+        self._put(t.partial_sums, asdict(sums), ["population", "version"])
+
+    def sums(self, population: str, version: int) -> PartialSums | None:
+        column = t.partial_sums.c
+        chosen = (column.population == population) & (column.version == version)
+        row = self._connection.execute(sa.select(t.partial_sums).where(chosen)).one_or_none()
+        return None if row is None else PartialSums(**row._mapping)
+
+    def drop_sums(self, population: str, version: int) -> None:
+        column = t.partial_sums.c
+        chosen = (column.population == population) & (column.version == version)
+        self._connection.execute(sa.delete(t.partial_sums).where(chosen))
+
+    def drop_old_sums(self, population: str, before: int) -> None:
+        column = t.partial_sums.c
+        old = (column.population == population) & (column.version > 0) & (column.version < before)
+        self._connection.execute(sa.delete(t.partial_sums).where(old))
+
+    def keep_state(self, population: str, version: int, state: OptimizerState) -> None:
+        values = {"population": population, "version": version, **_state_values(state)}
+        self._put(t.kept_states, values, ["population", "version"])
+
+    def kept_state(self, population: str, version: int) -> OptimizerState | None:
+        column = t.kept_states.c
+        chosen = (column.population == population) & (column.version == version)
+        row = self._connection.execute(sa.select(t.kept_states).where(chosen)).one_or_none()
+        return None if row is None else _state(row)
+
+    def kept_versions(self, population: str) -> list[int]:
+        column = t.kept_states.c
+        query = sa.select(column.version).where(column.population == population).order_by(column.version.desc())
+        return [int(version) for version in self._connection.scalars(query)]
+
+    def drop_states(self, population: str, versions: Sequence[int]) -> None:
+        column = t.kept_states.c
+        for some in in_parts(versions):
+            gone = (column.population == population) & column.version.in_(some)
+            self._connection.execute(sa.delete(t.kept_states).where(gone))
 
     def add_release(self, release: ReleaseRecord) -> None:
         values = asdict(release)
@@ -214,13 +270,21 @@ class SqlRecords(SqlUpdates):
         self._put(t.schedules, asdict(schedule), ["population"])
 
     def add_event(self, at: int, kind: str, device: str, text: str) -> None:
+        self.add_events([EventRecord(at, kind, device, text)])
+
+    def add_events(self, events: Sequence[EventRecord]) -> None:
         # Whoever can reach the broker can cause events: a counter goes on, the texts are kept for the first ones only.
-        count = int((self.meta(f"event:{kind}") or b"0").decode()) + 1
-        self.set_meta(f"event:{kind}", b"%d" % count)
-        if count <= MAX_EVENTS:
-            self._connection.execute(
-                sa.insert(t.events).values(at=at, kind=kind, device=device[:32], text=printable(text)[:400])
-            )
+        kept = []
+        for kind, more in Counter(event.kind for event in events).items():
+            before = int((self.meta(f"event:{kind}") or b"0").decode())
+            self.set_meta(f"event:{kind}", b"%d" % (before + more))
+            room = max(0, MAX_EVENTS - before)
+            kept += [event for event in events if event.kind == kind][:room]
+        if kept:
+            rows = [
+                {"at": e.at, "kind": e.kind, "device": e.device[:32], "text": printable(e.text)[:400]} for e in kept
+            ]
+            self._connection.execute(sa.insert(t.events), rows)
 
     def count_events(self) -> dict[str, int]:
         rows = self._connection.execute(sa.select(t.meta).where(t.meta.c.key.like("event:%")))
@@ -230,3 +294,13 @@ class SqlRecords(SqlUpdates):
 def _version(row: sa.Row[tuple[object, ...]]) -> VersionRecord:
     values = dict(row._mapping)
     return VersionRecord(**{**values, "staleness": tuple(values["staleness"])})
+
+
+def _state(row: sa.Row[tuple[object, ...]]) -> OptimizerState:
+    master, m, v = (np.frombuffer(bytes(blob), dtype="<f4") for blob in (row.master, row.m, row.v))
+    return OptimizerState(master, m, v, row.step)
+
+
+def _state_values(state: OptimizerState) -> dict[str, object]:
+    vectors = {name: getattr(state, name).astype("<f4").tobytes() for name in ("master", "m", "v")}
+    return {"step": state.step, **vectors}

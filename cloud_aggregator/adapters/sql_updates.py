@@ -1,15 +1,41 @@
-"""The part of `records.Records` that keeps updates: inits, chunks, verdicts, receipts."""
+"""The part of `records.Records` that keeps updates: inits, chunks, sealed bytes, verdicts, receipts.
 
-from collections.abc import Mapping, Sequence
+What a group of messages or a pass writes is written by one statement a kind of row, many rows at a time: a statement
+for each row costs more than the disk does.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloud_aggregator.adapters import schema as t
-from cloud_aggregator.records import UpdateRecord, UpdateState
+from cloud_aggregator.records import ChunkRecord, UpdateRecord, UpdateState
 
-_COLUMNS = [t.updates.c[field.name] for field in fields(UpdateRecord)]
+_NAMES = tuple(field.name for field in fields(UpdateRecord))
+_COLUMNS = [t.updates.c[name] for name in _NAMES]
+_CHANGING = ("state", "verdict", "reason", "staleness", "weight", "norm", "judged_at", "receipt", "mismatches")
+_NEXT_UPDATE = "next update"
+# SQLite takes 32,766 values in a statement, PostgreSQL 65,535.
+_AT_ONCE = 2_000
+# Without it SQLAlchemy forgets how many rows an insert made.
+_COUNTED = {"preserve_rowcount": True}
+
+Key = TypeVar("Key", str, int)
+
+
+# The partial indexes' own words: with a value bound to a name SQLite can't tell that an index has the rows.
+_RECEIVED = sa.literal_column("state = 'received'", sa.Boolean)
+_OPEN = sa.literal_column("state = 'open'", sa.Boolean)
+_ACCEPTED = sa.literal_column("verdict = 'accepted'", sa.Boolean)
+_UNPUBLISHED = sa.literal_column("state = 'judged' AND NOT receipt_published", sa.Boolean)
+_STATES: Mapping[UpdateState, sa.ColumnElement[bool]] = {
+    "received": _RECEIVED,
+    "open": _OPEN,
+    "judged": sa.literal_column("state = 'judged'", sa.Boolean),
+}
 
 
 class SqlUpdates:
@@ -25,64 +51,102 @@ class SqlUpdates:
 
     def _put(self, table: sa.Table, values: Mapping[str, object], keys: list[str]) -> None:
         """Insert, or replace the row of the same key."""
-        statement = self._insert(table).values(values)
-        rest = {name: statement.excluded[name] for name in values if name not in keys}
-        self._connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
+        self._put_all(table, [values], keys)
 
-    def _insert_new(self, table: sa.Table, values: Mapping[str, object]) -> int | None:
-        """Insert unless a unique key is taken; return the row's number, or 1 where the table has none."""
-        result = self._connection.execute(self._insert(table).values(values).on_conflict_do_nothing())
-        if result.rowcount != 1:
-            return None
-        key = result.inserted_primary_key
-        return key[0] if key is not None and isinstance(key[0], int) else 1
+    def _put_all(self, table: sa.Table, rows: Sequence[Mapping[str, object]], keys: list[str]) -> None:
+        if not rows:
+            return
+        statement = self._insert(table)
+        rest = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+        self._connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest), rows)
+
+    def _insert_new(self, table: sa.Table, values: Mapping[str, object]) -> bool:
+        """Insert unless a unique key is taken; say whether it was not."""
+        statement = self._insert(table).values(values).on_conflict_do_nothing()
+        return self._connection.execute(statement, execution_options=_COUNTED).rowcount == 1
 
     def add_update(self, update: UpdateRecord) -> int | None:
-        values = asdict(update)
-        del values["id"]
-        return self._insert_new(t.updates, values)
+        (number,) = self.take_update_ids(1)
+        values = {**asdict(update), "id": number}
+        return number if self._insert_new(t.updates, values) else None
+
+    def take_update_ids(self, count: int) -> range:
+        if not count:
+            return range(0)
+        # Not the tables' own numbering: that would ask after each row, and SQLite gives the number of a deleted last
+        # row again. The transaction holds the write lock, so nobody else reads the same number.
+        column = t.meta.c
+        stored = self._connection.scalar(sa.select(column.value).where(column.key == _NEXT_UPDATE))
+        first = 1 if stored is None else int(bytes(stored).decode())
+        self._put(t.meta, {"key": _NEXT_UPDATE, "value": b"%d" % (first + count)}, ["key"])
+        return range(first, first + count)
+
+    def add_updates(self, updates: Sequence[UpdateRecord]) -> int:
+        if not updates:
+            return 0
+        rows = [{name: getattr(update, name) for name in _NAMES} for update in updates]
+        statement = self._insert(t.updates).on_conflict_do_nothing()
+        return self._connection.execute(statement, rows, execution_options=_COUNTED).rowcount
 
     def update(self, update_id: str) -> UpdateRecord | None:
         query = sa.select(*_COLUMNS).where(t.updates.c.update_id == update_id)
         # Verified rows first: a refused init under the same id must not hide them.
         row = self._connection.execute(query.order_by(t.updates.c.lease.is_(None), t.updates.c.id).limit(1)).first()
-        return None if row is None else UpdateRecord(**row._mapping)
+        return None if row is None else UpdateRecord(*row)
+
+    def updates_of(self, update_ids: Iterable[str]) -> dict[str, UpdateRecord]:
+        column = t.updates.c
+        found: dict[str, UpdateRecord] = {}
+        for some in in_parts(update_ids):
+            query = sa.select(*_COLUMNS).where(column.update_id.in_(some))
+            for row in self._connection.execute(query.order_by(column.lease.is_(None), column.id)):
+                update = UpdateRecord(*row)
+                found.setdefault(update.update_id, update)
+        return found
+
+    def updates_by_id(self, ids: Iterable[int]) -> dict[int, UpdateRecord]:
+        found = {}
+        for some in in_parts(ids):
+            for row in self._connection.execute(sa.select(*_COLUMNS).where(t.updates.c.id.in_(some))):
+                update = UpdateRecord(*row)
+                found[update.id] = update
+        return found
 
     def count_refused_at_door(self, device: str) -> int:
         return self._count(t.updates, (t.updates.c.device == device) & t.updates.c.lease.is_(None))
 
-    def set_update_state(self, id: int, state: UpdateState, mismatches: int) -> None:
-        change = sa.update(t.updates).where(t.updates.c.id == id).values(state=state, mismatches=mismatches)
-        self._connection.execute(change)
-
     def received_updates(self, limit: int) -> list[UpdateRecord]:
         column = t.updates.c
-        query = sa.select(*_COLUMNS).where(column.state == "received")
+        query = sa.select(*_COLUMNS).where(_RECEIVED)
         rows = self._connection.execute(query.order_by(column.finished_at, column.device, column.id).limit(limit))
-        return [UpdateRecord(**row._mapping) for row in rows]
+        return [UpdateRecord(*row) for row in rows]
 
     def count_updates(self, state: UpdateState) -> int:
-        return self._count(t.updates, t.updates.c.state == state)
+        return self._count(t.updates, _STATES[state])
 
-    def set_verdict(self, update: UpdateRecord) -> None:
-        names = ("state", "verdict", "reason", "staleness", "weight", "norm", "judged_at", "receipt")
-        values = {name: getattr(update, name) for name in names}
-        self._connection.execute(sa.update(t.updates).where(t.updates.c.id == update.id).values(values))
+    def set_verdicts(self, updates: Sequence[UpdateRecord]) -> None:
+        if not updates:
+            return
+        changed = sa.update(t.updates).where(t.updates.c.id == sa.bindparam("row"))
+        changed = changed.values({name: sa.bindparam(f"new_{name}") for name in _CHANGING})
+        rows = [
+            {"row": update.id, **{f"new_{name}": getattr(update, name) for name in _CHANGING}} for update in updates
+        ]
+        self._connection.execute(changed, rows)
 
     def accepted_unused(self, task: str) -> list[UpdateRecord]:
         column = t.updates.c
-        chosen = (column.task == task) & (column.verdict == "accepted") & column.used_by.is_(None)
+        chosen = (column.task == task) & _ACCEPTED & column.used_by.is_(None)
         rows = self._connection.execute(sa.select(*_COLUMNS).where(chosen).order_by(column.id))
-        return [UpdateRecord(**row._mapping) for row in rows]
+        return [UpdateRecord(*row) for row in rows]
 
     def mark_used(self, ids: Sequence[int], version: int) -> None:
         self._for_each(sa.update(t.updates).values(used_by=version), ids)
 
     def unpublished_receipts(self, limit: int) -> list[UpdateRecord]:
         column = t.updates.c
-        chosen = (column.receipt_published == sa.false()) & (column.state == "judged")
-        rows = self._connection.execute(sa.select(*_COLUMNS).where(chosen).order_by(column.id).limit(limit))
-        return [UpdateRecord(**row._mapping) for row in rows]
+        rows = self._connection.execute(sa.select(*_COLUMNS).where(_UNPUBLISHED).order_by(column.id).limit(limit))
+        return [UpdateRecord(*row) for row in rows]
 
     def mark_published(self, ids: Sequence[int]) -> None:
         self._for_each(sa.update(t.updates).values(receipt_published=True), ids)
@@ -94,10 +158,10 @@ class SqlUpdates:
 
     def updates_of_version(self, task: str, version: int | None) -> list[UpdateRecord]:
         column = t.updates.c
-        chosen = (column.task == task) & (column.verdict == "accepted")
+        chosen = (column.task == task) & _ACCEPTED
         chosen &= column.used_by.is_(None) if version is None else column.used_by == version
         rows = self._connection.execute(sa.select(*_COLUMNS).where(chosen).order_by(column.id))
-        return [UpdateRecord(**row._mapping) for row in rows]
+        return [UpdateRecord(*row) for row in rows]
 
     def count_verdicts(self, task: str) -> dict[tuple[str, int | None], int]:
         column = t.updates.c
@@ -106,43 +170,64 @@ class SqlUpdates:
         rows = self._connection.execute(query.group_by(column.verdict, column.staleness))
         return {(row.verdict, row.staleness): row.n for row in rows}
 
-    def put_chunk(self, update_id: str, device: str, index: int, data: bytes, now: int) -> None:
-        values = {"update_id": update_id, "index": index, "device": device, "size_bytes": len(data), "data": data}
-        values["arrived_at"] = now
-        self._connection.execute(self._insert(t.chunks).values(values).on_conflict_do_nothing())
+    def put_sealed(self, sealed: Mapping[int, bytes]) -> None:
+        if sealed:
+            rows = [{"id": number, "data": data} for number, data in sealed.items()]
+            self._connection.execute(sa.insert(t.sealed_updates), rows)
+
+    def sealed_bytes(self, id: int) -> bytes:
+        return self.sealed_of([id]).get(id, b"")
+
+    def sealed_of(self, ids: Iterable[int]) -> dict[int, bytes]:
+        column = t.sealed_updates.c
+        found: dict[int, bytes] = {}
+        for some in in_parts(ids):
+            for row in self._connection.execute(sa.select(column.id, column.data).where(column.id.in_(some))):
+                found[int(row[0])] = bytes(row[1])
+        return found
+
+    def drop_sealed(self, ids: Sequence[int]) -> None:
+        for some in in_parts(ids):
+            self._connection.execute(sa.delete(t.sealed_updates).where(t.sealed_updates.c.id.in_(some)))
+
+    def put_chunks(self, chunks: Sequence[ChunkRecord]) -> None:
+        if chunks:
+            rows = [{**asdict(chunk), "size_bytes": len(chunk.data)} for chunk in chunks]
+            self._connection.execute(self._insert(t.chunks).on_conflict_do_nothing(), rows)
 
     def chunk_sizes(self, update_id: str) -> dict[int, int]:
-        column = t.chunks.c
-        rows = self._connection.execute(
-            sa.select(column["index"], column.size_bytes).where(column.update_id == update_id)
-        )
-        return {int(row[0]): int(row[1]) for row in rows}
+        return self.chunk_sizes_of([update_id]).get(update_id, {})
 
-    def sealed_bytes(self, update_id: str) -> bytes:
+    def chunk_sizes_of(self, update_ids: Iterable[str]) -> dict[str, dict[int, int]]:
         column = t.chunks.c
-        query = sa.select(column.data).where(column.update_id == update_id).order_by(column["index"])
-        return b"".join(bytes(data) for data in self._connection.scalars(query))
+        found: dict[str, dict[int, int]] = {}
+        for some in in_parts(update_ids):
+            query = sa.select(column.update_id, column["index"], column.size_bytes).where(column.update_id.in_(some))
+            for update_id, index, size in self._connection.execute(query):
+                found.setdefault(update_id, {})[int(index)] = int(size)
+        return found
 
-    def drop_chunks(self, update_id: str) -> None:
-        self._connection.execute(sa.delete(t.chunks).where(t.chunks.c.update_id == update_id))
+    def chunk_data(self, update_id: str) -> dict[int, bytes]:
+        column = t.chunks.c
+        query = sa.select(column["index"], column.data).where(column.update_id == update_id)
+        return {int(row[0]): bytes(row[1]) for row in self._connection.execute(query)}
+
+    def drop_chunks(self, update_ids: Iterable[str]) -> None:
+        for some in in_parts(update_ids):
+            self._connection.execute(sa.delete(t.chunks).where(t.chunks.c.update_id.in_(some)))
 
     def unfinished_bytes(self, device: str, *, claimed: bool) -> int:
         column = t.updates.c
-        signed = sa.select(column.update_id).where(column.device == device, column.lease.is_not(None))
+        signed = sa.exists().where(column.update_id == t.chunks.c.update_id, column.lease.is_not(None))
         query = sa.select(sa.func.coalesce(sa.func.sum(t.chunks.c.size_bytes), 0))
-        chosen = t.chunks.c.device == device
-        if claimed:
-            unused = signed.where(column.verdict.is_(None) | (column.verdict != "accepted"))
-            chosen &= t.chunks.c.update_id.in_(unused)
-        else:
-            chosen &= t.chunks.c.update_id.not_in(signed)
+        chosen = (t.chunks.c.device == device) & (signed if claimed else sa.not_(signed))
         return int(self._connection.scalar(query.where(chosen)) or 0)
 
-    def drop_old_chunks(self, judged_before: int) -> int:
+    def drop_old_sealed(self, judged_before: int, task: str, used_up_to: int) -> int:
         column = t.updates.c
-        used = column.used_by.is_not(None) | (column.verdict != "accepted")
-        old = sa.select(column.update_id).where((column.judged_at < judged_before) & used)
-        return self._connection.execute(sa.delete(t.chunks).where(t.chunks.c.update_id.in_(old))).rowcount
+        gone = (column.judged_at < judged_before) | (column.used_by <= used_up_to)
+        old = sa.select(column.id).where((column.task == task) & column.used_by.is_not(None) & gone)
+        return self._connection.execute(sa.delete(t.sealed_updates).where(t.sealed_updates.c.id.in_(old))).rowcount
 
     def drop_old_refusals(self, judged_before: int) -> int:
         column = t.updates.c
@@ -156,10 +241,17 @@ class SqlUpdates:
 
     def drop_old_uploads(self, arrived_before: int) -> int:
         column = t.updates.c
-        old = (column.state == "open") & (column.arrived_at < arrived_before)
+        old = _OPEN & (column.arrived_at < arrived_before)
         chunks = t.chunks.c.update_id.in_(sa.select(column.update_id).where(old))
         self._connection.execute(sa.delete(t.chunks).where(chunks))
         return self._connection.execute(sa.delete(t.updates).where(old)).rowcount
 
     def _count(self, table: sa.Table, chosen: sa.ColumnElement[bool]) -> int:
         return int(self._connection.scalar(sa.select(sa.func.count()).select_from(table).where(chosen)) or 0)
+
+
+def in_parts(keys: Iterable[Key]) -> Iterable[list[Key]]:
+    """Yield the keys in parts that fit into a statement."""
+    every = list(keys)
+    for start in range(0, len(every), _AT_ONCE):
+        yield every[start : start + _AT_ONCE]

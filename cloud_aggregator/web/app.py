@@ -3,13 +3,16 @@
     POST /v1/enrol                                   an `Enrolment`, answered by the signed `Enrolled`
     GET  /v1/models/{sha256}                         a version's file; Range, ETag
     GET  /v1/vocabularies/{sha256}
+    GET  /v1/index-sets/{sha256}                     the values that `shared` updates speak of
     GET  /v1/templates/{template_sha256}             the exporter-signed manifest of a template
     GET  /v1/populations/{p}/{training|refresh}      the announced signed manifest
+    GET  /v1/populations/{p}/deltas/{base}/{target}  the way from one version's file to an announced one; Range, ETag
     GET  /v1/health                                  200 while the service answers
 Bodies are MessagePack or plain bytes, errors one line of text. Model bytes go over HTTP because the downlink is a
 hundred times the uplink: the broker must not carry it.
 """
 
+from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import FastAPI, Path, Request, Response
@@ -18,6 +21,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from cloud_aggregator.deltas import Pair
 from cloud_aggregator.errors import AggregatorError, InvalidSetting, InvalidToken, NotFound, Refused, StorageFailed
 from cloud_aggregator.service import Service
 from cloud_aggregator.web.operator_api import operator_routes
@@ -81,6 +85,10 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
     def vocabulary(sha256: Hash, request: Request) -> Response:
         return _blob(service, sha256, request)
 
+    @app.api_route("/v1/index-sets/{sha256}", methods=["GET", "HEAD"])
+    def index_set(sha256: Hash, request: Request) -> Response:
+        return _blob(service, sha256, request)
+
     @app.get("/v1/templates/{sha256}")
     def template(sha256: Hash) -> Response:
         with service.database.reading() as records:
@@ -97,6 +105,14 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
             raise NotFound(f"population {population} announces no {track} version")
         return Response(found.signed_manifest, media_type="application/msgpack", headers={"Cache-Control": "no-cache"})
 
+    @app.api_route("/v1/populations/{population}/deltas/{base}/{target}", methods=["GET", "HEAD"])
+    def delta(population: Name, base: Hash, target: Hash, request: Request) -> Response:
+        path = service.deltas.path(population, Pair(base, target))
+        if path is None:
+            # Not to be remembered on the way: it may be made later.
+            raise StarletteHTTPException(404, f"no delta from {base} to {target}", {"Cache-Control": "no-store"})
+        return _immutable(path, f"{base}-{target}", request)
+
     app.include_router(operator_routes(service, operator_token))
     return app
 
@@ -106,9 +122,13 @@ async def _in_thread(service: Service, message: Enrolment) -> bytes:
 
 
 def _blob(service: Service, sha256: str, request: Request) -> Response:
-    tag = f'"{sha256}"'
+    # A name is its content's hash, so a resumed download can never mix two files.
+    return _immutable(service.blobs.path(sha256), sha256, request)
+
+
+def _immutable(path: FilePath, name: str, request: Request) -> Response:
+    tag = f'"{name}"'
     headers = {"ETag": tag, "Cache-Control": "public, max-age=31536000, immutable"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    # A name is its content's hash, so a resumed download can never mix two files.
-    return FileResponse(service.blobs.path(sha256), media_type="application/octet-stream", headers=headers)
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)

@@ -1,34 +1,36 @@
-"""The residual on disk, an .npy file in HOME/vectors that a row of state.db names, and the kept vector's bytes.
+"""The residual on disk, a file in HOME/vectors that a row of state.db names, and the kept vector's bytes.
 
 The rules:
 - a file is written whole (see `files`) under its own hash, then a transaction names it: a row never names half a file;
+- what is in it is `edge_runtime.residual`'s;
 - a residual belongs to one layout fingerprint; asked for under another, there is none;
 - files that no row names are deleted after the transaction, and at the next sweep if the process died in between.
 """
 
 import hashlib
-import io
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edge_runtime import residual as residuals
 from edge_runtime.adapters.files import remove, write_atomically
 from edge_runtime.adapters.state_store import StateStore, translate
 from edge_runtime.ports import StorageFailed
+from edge_runtime.residual import Residual
 from wire_contract.codec import SparseVector
 
 RESIDUAL = "residual"
+SUFFIX = ".efr"
 _KEPT = np.dtype([("index", "<u4"), ("value", "<f8")])
 
 
 def pack_kept(sent: SparseVector) -> bytes:
-    """Return the bytes of what an update says, exactly as a decoder sees it; inverse of `unpack_kept`."""
-    array = np.empty(len(sent.indices), dtype=_KEPT)
-    array["index"] = sent.indices
-    array["value"] = sent.values
+    """Return the bytes of what an update says, exactly as a decoder sees it, zeros left out; see `unpack_kept`."""
+    says = sent.values != 0.0
+    array = np.empty(int(np.count_nonzero(says)), dtype=_KEPT)
+    array["index"] = sent.indices[says]
+    array["value"] = sent.values[says]
     return array.tobytes()
 
 
@@ -49,28 +51,25 @@ class Vectors:
         self._folder = folder
         self._store = store
 
-    def write(self, array: NDArray[Any]) -> str:
-        """Write an array to a file of its own; return the name that a row may hold. Raises `StorageFull`."""
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        data = buffer.getvalue()
-        name = hashlib.sha256(data).hexdigest()[:32] + ".npy"
+    def write(self, residual: Residual) -> str:
+        """Write a residual to a file of its own; return the name that a row may hold. Raises `StorageFull`."""
+        data = residuals.pack(residual)
+        name = hashlib.sha256(data).hexdigest()[:32] + SUFFIX
         if not (self._folder / name).exists():
             write_atomically(self._folder / name, data, mode=0o600)
         return name
 
-    def read(self, name: str) -> NDArray[Any]:
-        """Return a file's array. Raises `StorageFailed` if its bytes are not those that were written."""
+    def read(self, name: str) -> Residual:
+        """Return a file's residual. Raises `StorageFailed` if its bytes are not those that were written."""
         try:
             data = (self._folder / name).read_bytes()
-            if hashlib.sha256(data).hexdigest()[:32] != name.removesuffix(".npy"):
-                raise StorageFailed(f"{self._folder / name} does not hash to its name")
-            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-        except (OSError, ValueError) as e:
+        except OSError as e:
             raise StorageFailed(f"{self._folder / name} cannot be read: {e}") from e
-        return array
+        if hashlib.sha256(data).hexdigest()[:32] != name.removesuffix(SUFFIX):
+            raise StorageFailed(f"{self._folder / name} does not hash to its name")
+        return residuals.unpack(data)
 
-    def residual(self, layout: str, size: int) -> NDArray[np.float32] | None:
+    def residual(self, layout: str, size: int) -> Residual | None:
         """Return the residual of a layout, or None: none kept, another layout's, or its file broke."""
         try:
             row = self._store.connection.execute(
@@ -81,10 +80,10 @@ class Vectors:
         if row is None:
             return None
         try:
-            array = self.read(row[0])
+            found = self.read(row[0])
         except StorageFailed:
             return None
-        return array if array.shape == (size,) and array.dtype == np.float32 else None
+        return found if len(found.vector) == size else None
 
     def name_residual(self, connection: sqlite3.Connection, file: str, layout: str) -> None:
         """Make `file` the residual, inside the caller's transaction."""

@@ -6,6 +6,25 @@ import pytest
 
 from cloud_aggregator.adapters.broker import find_mosquitto, start_broker
 from tests.cloud_aggregator.fleet import POPULATION, Aggregator, Phone
+from tests.cloud_aggregator.postgres import Cluster, find_programs
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    programs = find_programs()
+    if programs is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("PostgreSQL is missing: apt-get install postgresql")
+        pytest.skip("PostgreSQL is missing: apt-get install postgresql")
+    running = Cluster(programs, durable=False)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request):
+    """The URL of an empty database of each kind; empty means SQLite in the data directory."""
+    return request.getfixturevalue("cluster").new_database() if request.param == "postgresql" else ""
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cloud_aggregator.adapters.database import SqlDatabase
 from cloud_aggregator.adapters.key_files import make_keys
 from cloud_aggregator.bundle import Bundle, check_bundle
 from cloud_aggregator.config import PopulationSettings
-from cloud_aggregator.housekeeping import KEEP_VERSIONS
+from cloud_aggregator.housekeeping import Retention
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.population import found
 from cloud_aggregator.ports import Message
@@ -170,18 +170,20 @@ class Aggregator:
     gate: Gate = field(default_factory=Gate)
     clock: SetClock = field(default_factory=SetClock)
     wire: Wire = field(default_factory=Wire)
-    keep_versions: int = KEEP_VERSIONS
+    retention: Retention = field(default_factory=Retention)
+    checkpoint_updates: int = 256
+    database_url: str = ""
 
     def __post_init__(self):
         self.keys: ServiceKeys = make_keys(self.folder, entropy(b"service"))
         self._open()
 
     def _open(self):
-        self.database = SqlDatabase.in_folder(self.folder)
+        self.database = SqlDatabase(self.database_url) if self.database_url else SqlDatabase.in_folder(self.folder)
         self.blobs = FileBlobs(self.folder / "blobs")
         self.service = Service(
             self.database, self.blobs, self.keys, self.wire, self.clock, entropy=entropy(b"tokens"), gate=self.gate,
-            keep_versions=self.keep_versions,
+            retention=self.retention, checkpoint_updates=self.checkpoint_updates,
         )  # fmt: skip
 
     def restart(self):

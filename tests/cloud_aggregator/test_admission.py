@@ -51,7 +51,7 @@ def assert_refused(aggregator, phone, messages, name):
     assert receipt.update_id == update_id_of(messages)
     with aggregator.database.reading() as records:
         assert records.accepted_unused(row.task or "") == []
-        assert records.sealed_bytes(row.update_id) == b""
+        assert records.sealed_bytes(row.id) == b""
         assert records.count_updates("received") == 0
     assert aggregator.manifest().version == 1
     return receipt, row
@@ -64,7 +64,7 @@ def test_an_honest_update_is_accepted_with_its_staleness_and_weight(aggregator, 
     assert (row.verdict, row.weight, row.staleness) == ("accepted", 1.0, 0)
     assert 0 < row.norm <= CLIP_NORM * (1 + 1e-6)
     with aggregator.database.reading() as records:
-        assert records.sealed_bytes(row.update_id) != b""
+        assert records.sealed_bytes(row.id) != b""
 
 
 def test_a_norm_above_the_clip_norm_is_refused(aggregator, phone):
@@ -224,7 +224,7 @@ def test_of_an_unknown_device_neither_init_nor_chunks_are_kept(aggregator, phone
     messages = stranger.update(offer)
     assert_only_an_event(aggregator, stranger, messages, "unknown_device", events=len(messages))
     with aggregator.database.reading() as records:
-        assert records.sealed_bytes(update_id_of(messages)) == b""
+        assert records.chunk_sizes(update_id_of(messages)) == {}
 
 
 def test_a_revoked_device_is_told_so_when_it_signs_an_update(aggregator, phone):

@@ -1,13 +1,20 @@
 """What devices and strangers may leave in the database is bounded in bytes and in days."""
 
-import sqlite3
-
 import msgspec
+import pytest
 
 from cloud_aggregator.ports import Message
-from tests.cloud_aggregator.fleet import big_update, phones, submit, update_id_of
+from tests.cloud_aggregator.fleet import Aggregator, big_update, phones, submit, update_id_of
 from wire_contract.messages import Chunk, encode_message
 from wire_contract.topics import UpdateTopic, build_topic
+
+
+@pytest.fixture
+def aggregator(tmp_path, database_url):
+    """This file's stories over each database."""
+    made = Aggregator(tmp_path / "data", database_url=database_url).found()
+    yield made
+    made.database.close()
 
 
 def chunk_message(phone, update_id, index, data):
@@ -16,9 +23,12 @@ def chunk_message(phone, update_id, index, data):
 
 
 def stored_bytes(aggregator):
-    """All chunk bytes in the database, counted past the program's own bookkeeping."""
-    with sqlite3.connect(aggregator.folder / "aggregator.db") as connection:
-        return connection.execute("select coalesce(sum(length(data)), 0) from chunks").fetchone()[0]
+    """All update bytes in the database, whole or not, counted past the program's own bookkeeping."""
+    with aggregator.database._engine.connect() as connection:
+        return connection.exec_driver_sql(
+            "select (select coalesce(sum(length(data)), 0) from chunks)"
+            " + (select coalesce(sum(length(data)), 0) from sealed_updates)"
+        ).scalar_one()
 
 
 def fill_with_strangers_chunks(aggregator, phone, ids=4):

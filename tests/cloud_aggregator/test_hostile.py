@@ -193,14 +193,14 @@ class Poisoned:
     @contextmanager
     def transaction(self):
         with self.database.transaction() as records:
-            put, poison, failure = records.put_request, self.poison, self.failure
+            put, poison, failure = records.put_requests, self.poison, self.failure
 
-            def put_or_fail(device, kind, key, body):
-                if key == poison:
+            def put_or_fail(requests):
+                if any(request.key == poison for request in requests):
                     raise failure
-                put(device, kind, key, body)
+                put(requests)
 
-            records.put_request = put_or_fail
+            records.put_requests = put_or_fail
             yield records
 
 

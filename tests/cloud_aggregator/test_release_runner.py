@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from cloud_aggregator.errors import EvaluationFailed, Refused, StorageFailed
+from cloud_aggregator.housekeeping import Retention
 from cloud_aggregator.service import Gate
 from tests.cloud_aggregator.fleet import NOW, POPULATION, Aggregator, phones
 
@@ -185,7 +186,7 @@ class UndeletableBlobs:
 
 
 def test_files_that_cannot_be_deleted_are_told_and_stop_neither_turn_nor_release(tmp_path):
-    aggregator = Aggregator(tmp_path / "d", keep_versions=1).found(goal_count=1, minimum_updates=1)
+    aggregator = Aggregator(tmp_path / "d", retention=Retention(versions=1)).found(goal_count=1, minimum_updates=1)
     (phone,) = phones(aggregator, 1)
     for _ in range(2):
         aggregator.take(*phone.update(phone.lease()))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.errors import InvalidToken, NotFound, Refused, StorageFailed
+from cloud_aggregator.housekeeping import Retention
 from cloud_aggregator.ports import Message
 from tests.cloud_aggregator.fleet import (
     CLIP_NORM,
@@ -29,6 +31,14 @@ from wire_contract.layout import Layout
 from wire_contract.manifest import decode_manifest, template_hash
 from wire_contract.messages import TaskOffer, TurnedAway
 from wire_contract.patch import patch, read_tensors
+
+
+@pytest.fixture
+def aggregator(tmp_path, database_url):
+    """This file's stories over each database."""
+    made = Aggregator(tmp_path / "data", database_url=database_url).found()
+    yield made
+    made.database.close()
 
 
 def test_enrolment_tells_a_device_all_that_it_needs(aggregator):
@@ -187,7 +197,7 @@ def test_the_goal_count_makes_a_version_that_is_the_base_plus_the_mean_update(ag
     expected = (bundle.weights.astype(np.float64) + total / 4).astype(np.float32)
     layout = Layout.of(manifest)
     file = aggregator.blobs.get(manifest.sha256)
-    by_hand = patch(bundle.model, bundle.manifest, layout.unflatten(expected))
+    by_hand = patch(bundle.model, bundle.manifest, layout.unflatten(expected), keep=PopulationSettings().hysteresis)
     difference = np.abs(
         layout.flatten(read_tensors(file, manifest)) - layout.flatten(read_tensors(by_hand, bundle.manifest))
     )
@@ -396,8 +406,8 @@ def test_sealed_updates_are_deleted_after_their_days_but_not_while_they_wait(agg
         task = records.populations()[0].task
         used = records.updates_of_version(task, 2)
         waiting = records.accepted_unused(task)
-        assert [records.sealed_bytes(row.update_id) for row in used] == [b""] * 4
-        assert all(records.sealed_bytes(row.update_id) for row in waiting)
+        assert [records.sealed_bytes(row.id) for row in used] == [b""] * 4
+        assert all(records.sealed_bytes(row.id) for row in waiting)
     aggregator.restart()
     aggregator.turn()
 
@@ -416,7 +426,7 @@ def test_the_second_service_in_one_folder_makes_the_same_keys_only_once(tmp_path
 
 
 def test_files_of_old_training_versions_go_and_refreshes_stay(tmp_path):
-    aggregator = Aggregator(tmp_path / "d", keep_versions=2).found(goal_count=1, minimum_updates=1)
+    aggregator = Aggregator(tmp_path / "d", retention=Retention(versions=2)).found(goal_count=1, minimum_updates=1)
     (phone,) = phones(aggregator, 1)
     hashes = [aggregator.manifest().sha256]
     for _ in range(4):

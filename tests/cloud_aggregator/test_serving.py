@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from cloud_aggregator.errors import StorageFailed
-from cloud_aggregator.service import TurnReport
 from cloud_aggregator.serving import take_turns
+from cloud_aggregator.turn_report import TurnReport
 from tests.cloud_aggregator.fleet import SetClock
 
 

@@ -27,6 +27,9 @@ from wire_contract.messages import (
     Chunk,
     Enrolled,
     ModelAnnouncement,
+    ModelChunk,
+    ModelDenied,
+    ModelRequest,
     Plan,
     Receipt,
     RetryWindow,
@@ -282,6 +285,9 @@ class ToyAggregator:
         self.devices: dict[str, bytes] = {}
         self.check_ins: list[CheckIn] = []
         self.queries: list[StatusQuery] = []
+        self.model_requests: list[ModelRequest] = []
+        # What goes out over the broker, by (wanted, held): bytes, or the code of a denial; unknown ones are "no_delta".
+        self.pieces: dict[tuple[str, str], bytes | str] = {}
         self.updates: dict[str, Update] = {}
         self.reports: list[bytes] = []
         downloads.files[f"/v1/templates/{self.manifest.template_sha256}"] = self.signed
@@ -334,7 +340,7 @@ class ToyAggregator:
             match parse_topic(message.topic):
                 case DeviceTopic(device, "req"):
                     body = envelope.verify(message.payload, "request", self.devices[device])
-                    self.answer(decode_message(body, CheckIn | StatusQuery))
+                    self.answer(decode_message(body, CheckIn | StatusQuery | ModelRequest))
                 case DeviceTopic(device, "state"):
                     self.reports.append(envelope.verify(message.payload, "report", self.devices[device]))
                 case UpdateTopic(_, device, update_id, None):
@@ -353,7 +359,33 @@ class ToyAggregator:
                     self.updates.setdefault(update_id, Update()).chunks[number] = chunk.data
                     self.judge(device, update_id)
 
-    def answer(self, request: CheckIn | StatusQuery) -> None:
+    def send_pieces(self, request: ModelRequest) -> None:
+        self.model_requests.append(request)
+        found = self.pieces.get((request.wanted, request.held), "no_delta")
+        if isinstance(found, str):
+            now = int(self.clock.now())
+            denied = ModelDenied(
+                device=request.device, nonce=request.nonce, code=found, issued_at=now,
+                retry=RetryWindow(earliest=now + 60, latest=now + 60),
+            )  # fmt: skip
+            self.reply(request.device, envelope.sign(self.key, "task", encode_message(denied)))
+            return
+        for index in range(request.first, min(request.first + request.count, -(-len(found) // 49_152))):
+            self.send_piece(
+                request.device,
+                ModelChunk(
+                    wanted=request.wanted, held=request.held, size_bytes=len(found), index=index,
+                    data=found[49_152 * index : 49_152 * (index + 1)],
+                ),
+            )  # fmt: skip
+
+    def send_piece(self, device: str, chunk: ModelChunk) -> None:
+        self.broker.publish(Outgoing(build_topic(DeviceTopic(device, "down/model")), encode_message(chunk)))
+
+    def answer(self, request: CheckIn | StatusQuery | ModelRequest) -> None:
+        if isinstance(request, ModelRequest):
+            self.send_pieces(request)
+            return
         if isinstance(request, StatusQuery):
             self.queries.append(request)
             update = self.updates.get(request.update_id, Update())

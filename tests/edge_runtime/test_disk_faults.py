@@ -21,7 +21,7 @@ def on_disk(world):
     total = np.zeros(manifest.parameters, np.float64)
     residual = Vectors(world.home / "vectors", store).residual(manifest.layout_fingerprint, manifest.parameters)
     if residual is not None:
-        total += residual
+        total += residual.vector
     waiting = Outbox(store).waiting()
     for update_id in waiting:
         total += unpack_kept(Outbox(store).get(update_id).kept, manifest.parameters).dense()

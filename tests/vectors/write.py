@@ -1,16 +1,20 @@
 """Writes a golden file that does not exist yet; never changes one that does."""
 
+import hashlib
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from tests.wire_contract.samples import DEVICE, MESSAGES
 from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
-from wire_contract import codec, envelope, manifest, messages, topics, vocabulary
+from wire_contract import codec, delta, envelope, manifest, messages, topics, vocabulary
+from wire_contract.index_set import decode_index_set, encode_index_set
 from wire_contract.patch import patch
 
 HERE = Path(__file__).parent
@@ -18,7 +22,12 @@ SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 RECIPIENT = X25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
 EPHEMERAL = X25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
 WORDS = ["the", "cat", "don't", "sat"]
+INDICES = np.array([0, 7, 130, 131, 500, 999], dtype=np.int64)
 TEXTS = ["The cat sat.", "Don’t! 1,200 cats; see www.x.yz or a@b.cd", "", "THE\nthe dog?"]
+
+
+# The set's hash is its golden file's: what today's compressor makes of the same indices may hash to another.
+SHARED_PLAN = messages.CodecPlan(mode="shared", bits=4, headroom_bits=6, unit=2.0**-3)
 
 
 def sample_delta() -> np.ndarray:
@@ -54,6 +63,49 @@ def codec_topk4_v1() -> object:
             "cases": cases}  # fmt: skip
 
 
+def codec_topk_v2() -> object:
+    cases = {}
+    for bits in (1, 2, 8):
+        update = codec.encode(sample_delta(), None, kept=21, clip_norm=0.5, entropy="none", bits=bits)
+        cases[str(bits)] = {
+            "hex": update.data.hex(),
+            "indices": update.sent.indices.tolist(),
+            "values": [float(v).hex() for v in update.sent.values],
+        }
+    return {"size": 1000, "delta": "as in codec-topk4-v1", "kept": 21, "clip_norm": 0.5, "cases": cases}
+
+
+def index_set_v1() -> object:
+    data = encode_index_set(1000, INDICES)
+    return {"size": 1000, "indices": INDICES.tolist(), "hex": data.hex(), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def codec_shared_v1() -> object:
+    path = HERE / "index-set-v1.json"
+    index_set = decode_index_set(bytes.fromhex(json.loads(path.read_text())["hex"]))
+    update = codec.encode_shared(
+        sample_delta(), None, index_set=index_set, ring=codec.ring_of(SHARED_PLAN), clip_norm=1.5
+    )
+    return {
+        "delta": "as in codec-topk4-v1",
+        "clip_norm": 1.5,
+        "index_set": "index-set-v1",
+        "bits": SHARED_PLAN.bits,
+        "headroom_bits": SHARED_PLAN.headroom_bits,
+        "unit": SHARED_PLAN.unit.hex(),
+        "hex": update.data.hex(),
+        "values": [float(v).hex() for v in update.sent.values],
+    }
+
+
+def task_offer_v2() -> object:
+    shared = messages.CodecPlan(mode="shared", bits=6, headroom_bits=10, unit=2.0**-9, index_set="cd" * 32, kept=0.05)
+    plan = messages.Plan(codec=shared, residual_keep=0.5, residual_versions=20)
+    offer = next(message for message in MESSAGES if isinstance(message, messages.TaskOffer))
+    both = {"first plan": offer, "shared plan": msgspec.structs.replace(offer, plan=plan)}
+    return {name: messages.encode_message(each).hex() for name, each in both.items()}
+
+
 def envelope_v1() -> object:
     sealed = envelope.seal(
         b"an update", header=b"header", ephemeral=EPHEMERAL, recipient=envelope.public_bytes(RECIPIENT)
@@ -85,6 +137,28 @@ def manifest_v1() -> object:
     }
 
 
+def delta_v1() -> object:
+    files = [FILE]
+    for i in range(1, 4):
+        moved = {name: value * np.float32(1 + i / 64) - np.float32(i / 512) for name, value in TENSORS.items()}
+        files.append(patch(files[-1], MANIFEST, moved, keep=0.75))
+    hops = [delta.encode(old, new, MANIFEST) for old, new in pairwise(files)]
+    return {
+        "template": "the file and manifest of manifest-v1",
+        "keep": 0.75,
+        "files": [file.hex() for file in files],
+        "deltas": [hop.hex() for hop in hops],
+        "chain": delta.chain(hops).hex(),
+    }
+
+
+def model_messages_v1() -> object:
+    kinds = (messages.ModelRequest, messages.ModelChunk, messages.ModelDenied)
+    return [
+        {"type": type(m).__name__, "hex": messages.encode_message(m).hex()} for m in MESSAGES if isinstance(m, kinds)
+    ]
+
+
 def vocabulary_v1() -> object:
     words = vocabulary.Vocabulary.from_words(WORDS)
     return {"file": words.to_bytes().hex(), "sha256": words.sha256(), "ids": {t: words.encode_text(t) for t in TEXTS}}
@@ -93,9 +167,15 @@ def vocabulary_v1() -> object:
 VECTORS = {
     "messages-v1": messages_v1,
     "topics-v1": topics_v1,
+    "task-offer-v2": task_offer_v2,
     "codec-topk4-v1": codec_topk4_v1,
+    "codec-topk-v2": codec_topk_v2,
+    "index-set-v1": index_set_v1,
+    "codec-shared-v1": codec_shared_v1,
     "envelope-v1": envelope_v1,
     "manifest-v1": manifest_v1,
+    "delta-v1": delta_v1,
+    "model-messages-v1": model_messages_v1,
     "vocabulary-v1": vocabulary_v1,
 }
 

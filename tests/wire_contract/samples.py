@@ -30,4 +30,8 @@ MESSAGES: list[m.AnyMessage] = [
     m.Enrolled(device=DEVICE, population="en-chat", aggregator_key=bytes(32), manifest_key=bytes(range(32)),
                broker_url="mqtt://127.0.0.1:1883", model_url="http://127.0.0.1:8080", shard=0,
                issued_at=1_800_000_000),
+    m.ModelRequest(device=DEVICE, nonce="88" * 16, sent_at=1_800_000_400, wanted=HASH, held="cd" * 32, first=8,
+                   count=4),
+    m.ModelChunk(wanted=HASH, held="", size_bytes=98_310, index=2, data=b"a tail"),
+    m.ModelDenied(device=DEVICE, nonce="88" * 16, code="no_delta", issued_at=1_800_000_401, retry=WINDOW),
 ]  # fmt: skip

@@ -80,6 +80,94 @@ def test_neither_what_is_sent_nor_what_is_kept_back_is_longer_than_the_clip_norm
     assert np.linalg.norm(update.residual.astype(np.float64)) <= clip_norm * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("entropy", ["none", "zstd", "deflate"])
+@pytest.mark.parametrize("kept", [1, 2, 3, 7, 50, 400])
+def test_codes_of_every_width_decode_to_what_the_encoder_said_it_sent(bits, entropy, kept):
+    vector = heavy_tailed(kept, 400) * 100
+    update = codec.encode(vector, None, kept=kept, clip_norm=1.0, entropy=entropy, bits=bits)
+    seen = codec.decode(update.data, size=400)
+    assert np.array_equal(seen.indices, update.sent.indices) and np.array_equal(seen.values, update.sent.values)
+    assert update.data[7] == (0 if bits == 4 else bits)
+    assert seen.norm() <= 1.0
+    assert np.array_equal(np.sign(seen.values), np.sign(vector[seen.indices]))
+
+
+def test_four_bits_named_and_four_bits_by_default_are_the_same_bytes():
+    assert encode(heavy_tailed(3, 900)).data == codec.encode(
+        heavy_tailed(3, 900), None, kept=50, clip_norm=1e9, entropy="zstd", bits=4
+    ).data  # fmt: skip
+
+
+def test_one_bit_sends_the_mean_magnitude_under_every_sign():
+    vector = heavy_tailed(4, 2000)
+    update = codec.encode(vector, None, kept=200, clip_norm=1e9, entropy="zstd", bits=1)
+    chosen = vector[update.sent.indices].astype(np.float64)
+    assert np.array_equal(update.sent.values, np.sign(chosen) * np.float32(np.abs(chosen).mean()))
+
+
+def test_two_bits_come_close_to_the_best_two_levels_of_any_kind():
+    magnitudes = np.sort(np.abs(heavy_tailed(4, 300)).astype(np.float64))
+    update = codec.encode(magnitudes.astype(np.float32), None, kept=300, clip_norm=1e9, entropy="none", bits=2)
+    got = np.sum((magnitudes - np.abs(update.sent.values)) ** 2)
+    best = min(
+        np.sum((magnitudes[:cut] - magnitudes[:cut].mean()) ** 2)
+        + np.sum((magnitudes[cut:] - magnitudes[cut:].mean()) ** 2)
+        for cut in range(1, 300)
+    )
+    assert best <= got * (1 + 1e-9) <= 1.02 * best
+
+
+def test_more_bits_leave_less_behind():
+    vector = heavy_tailed(5, 20_000)
+    errors = []
+    for bits in (1, 2, 4, 8):
+        update = codec.encode(vector, None, kept=500, clip_norm=1e9, entropy="none", bits=bits)
+        errors.append(np.linalg.norm(update.residual.astype(np.float64)[update.sent.indices]))
+    # The nearest of 128 levels over a few octaves is within 2.2 %, half of a sixteenth octave.
+    assert errors == sorted(errors, reverse=True) and errors[3] < 0.03 * np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_equal_magnitudes_and_a_single_value_have_a_scale(bits):
+    vector = np.zeros(20, np.float32)
+    vector[[2, 9, 11]] = (-0.5, 0.5, 0.5)
+    update = codec.encode(vector, None, kept=3, clip_norm=10.0, entropy="none", bits=bits)
+    np.testing.assert_allclose(codec.decode(update.data, size=20).values, [-0.5, 0.5, 0.5], rtol=0.05)
+
+
+@pytest.mark.parametrize("bits", [0, 3, 5, 16])
+def test_another_code_width_is_refused(bits):
+    with pytest.raises(Malformed, match="1 or 2 or 4 or 8 bits"):
+        codec.encode(heavy_tailed(6, 100), None, kept=5, clip_norm=1.0, entropy="none", bits=bits)
+
+
+@pytest.mark.parametrize(("bits", "last"), [(1, 0x08), (2, 0x40)])
+def test_spare_codes_of_narrow_widths_are_zero(bits, last):
+    vector = heavy_tailed(6, 100)
+    data = codec.encode(vector, None, kept=3, clip_norm=1.0, entropy="none", bits=bits).data
+    with pytest.raises(Malformed, match="spare codes"):
+        codec.decode(data[:-1] + bytes([data[-1] | last]), size=100)
+
+
+def test_importance_chooses_the_places_and_leaves_the_values_as_they_are():
+    vector = np.array([4.0, 0, 3.0, -2.0, 1.0, 0.5], dtype=np.float32)
+    importance = np.array([0, 9, 1, 1, 4, 5], dtype=np.float32)
+    update = codec.encode(vector, None, kept=3, clip_norm=1e9, entropy="none", bits=8, importance=importance)
+    # Products: 0, 0, 3, 2, 4, 2.5.
+    assert update.sent.indices.tolist() == [2, 4, 5]
+    np.testing.assert_allclose(update.sent.values, [3.0, 1.0, 0.5], rtol=0.03)
+    same = codec.encode(vector, None, kept=3, clip_norm=1e9, entropy="none", importance=np.ones(6, np.float32))
+    assert same.data == codec.encode(vector, None, kept=3, clip_norm=1e9, entropy="none").data
+
+
+@pytest.mark.parametrize("bad", [np.full(5, 1), np.full(6, -1), np.full(6, np.nan), np.full(6, 3e38)])
+def test_importance_that_is_no_weight_of_every_value_is_refused(bad):
+    vector = np.full(6, 100.0, np.float32)
+    with pytest.raises(Malformed, match=r"importance"):
+        codec.encode(vector, None, kept=3, clip_norm=1.0, entropy="none", importance=bad.astype(np.float32))
+
+
 def test_one_percent_of_a_clustered_delta_takes_few_bytes():
     rng = np.random.default_rng(5)
     rows = np.repeat(rng.random(1000) ** 8, 74)
@@ -144,7 +232,10 @@ def test_the_crafted_update_is_good_before_it_is_broken():
         ({"magic": b"EFU2"}, "begins with"),
         ({"mode": 9}, "mode"),
         ({"entropy": 7}, "entropy"),
-        ({"reserved": 1}, "reserved"),
+        ({"reserved": 3}, "code width is 0 .for 4., 1, 2 or 8, got 3"),
+        ({"reserved": 4}, "code width"),
+        ({"reserved": 16}, "code width"),
+        ({"reserved": 8, "step": 16, "length": 4, "body": bytes([3, 5, 0, 1])}, "126 octaves"),
         ({"step": 0}, "step"),
         ({"n": 99}, "100 values"),
         ({"k": 101}, "at most 100"),

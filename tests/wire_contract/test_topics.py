@@ -15,6 +15,7 @@ TOPICS = [
     (DeviceTopic(DEVICE, "req"), f"fl/v1/dev/{DEVICE}/req"),
     (DeviceTopic(DEVICE, "down/task"), f"fl/v1/dev/{DEVICE}/down/task"),
     (DeviceTopic(DEVICE, "down/rcpt"), f"fl/v1/dev/{DEVICE}/down/rcpt"),
+    (DeviceTopic(DEVICE, "down/model"), f"fl/v1/dev/{DEVICE}/down/model"),
     (UpdateTopic(7, DEVICE, "f" * 32, None), f"fl/v1/up/7/{DEVICE}/{'f' * 32}/init"),
     (UpdateTopic(0, DEVICE, "f" * 32, 12), f"fl/v1/up/0/{DEVICE}/{'f' * 32}/12"),
 ]

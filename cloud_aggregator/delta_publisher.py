@@ -1,0 +1,214 @@
+"""Makes deltas when a version is new or a device asks, on one thread of its own.
+
+The rules:
+- neither the pass nor the HTTP side's loop ever makes a delta: one worker thread does, one after another, with zstd and
+  numpy, which let the others run meanwhile;
+- what neighbours need is made when a version is announced, anything else at the first request; every answer is kept,
+  also that a pair has no delta worth sending;
+- few pairs may wait, and a request waits a bounded time: then there is no delta for it, and the device takes the file;
+- a delta is stored only if applying it gives the target byte for byte;
+- what `deltas` says is unneeded is deleted whenever a version is announced.
+"""
+
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cloud_aggregator.config import PopulationSettings
+from cloud_aggregator.deltas import History, Pair, choose, history_of, hops_between, unneeded, worth_a_chain
+from cloud_aggregator.errors import AggregatorError, NotFound
+from cloud_aggregator.ports import Blobs, Database, DeltaCache
+from cloud_aggregator.records import PopulationRecord, Records
+from wire_contract import delta, envelope
+from wire_contract.errors import ContractError
+from wire_contract.manifest import Manifest, decode_manifest
+
+MAX_WAITING: Final = 32
+MAX_TROUBLES: Final = 16
+# Less than a device waits for the first byte.
+WAIT_S: Final = 10.0
+
+
+class NoDeltas:
+    """`ports.Deltas` of a service without any: devices take whole files."""
+
+    def prepare(self, population: str) -> None:
+        """Make nothing."""
+
+    def path(self, population: str, pair: Pair, wait_s: float = 0.0) -> Path | None:
+        return None
+
+    def makes(self, pair: Pair) -> bool:
+        return False
+
+    def troubles(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+NO_DELTAS: Final = NoDeltas()
+
+
+class DeltaPublisher:
+    """`ports.Deltas` over the service's database and blobs. Safe to call from several threads."""
+
+    def __init__(self, database: Database, blobs: Blobs, cache: DeltaCache) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._cache = cache
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deltas")
+        self._lock = threading.Lock()
+        self._making: dict[Pair, Future[Path | None]] = {}
+        self._troubles: deque[str] = deque(maxlen=MAX_TROUBLES)
+        self._closed = False
+
+    def prepare(self, population: str) -> None:
+        with self._lock:
+            if not self._closed:
+                self._pool.submit(self._prepare, population)
+
+    def path(self, population: str, pair: Pair, wait_s: float = WAIT_S) -> Path | None:
+        cached = self._cache.path(pair)
+        if cached is None:
+            cached = self._await(population, pair, wait_s)
+        try:
+            return cached if cached is not None and cached.stat().st_size else None
+        except FileNotFoundError:
+            # Its target went out of date in this moment.
+            return None
+
+    def makes(self, pair: Pair) -> bool:
+        with self._lock:
+            return pair in self._making
+
+    def troubles(self) -> list[str]:
+        found = []
+        while self._troubles:
+            found.append(self._troubles.popleft())
+        return found
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _await(self, population: str, pair: Pair, wait_s: float) -> Path | None:
+        with self._lock:
+            future = self._making.get(pair)
+        if future is None:
+            # Strangers may ask for anything; only what a device can need is made.
+            if not (self._held(pair.base) and self._held(pair.target)):
+                return None
+            with self._database.reading() as records:
+                if not self._history(records, population).offers(pair):
+                    return None
+            future = self._submit(population, pair)
+        if future is None:
+            return None
+        try:
+            return future.result(timeout=wait_s)
+        except FutureTimeout:
+            return None
+
+    def _held(self, sha256: str) -> bool:
+        try:
+            self._blobs.path(sha256)
+        except NotFound:
+            return False
+        return True
+
+    def _submit(self, population: str, pair: Pair) -> "Future[Path | None] | None":
+        with self._lock:
+            if pair in self._making:
+                return self._making[pair]
+            if self._closed or len(self._making) >= MAX_WAITING:
+                return None
+            future = self._making[pair] = self._pool.submit(self._make, population, pair)
+        future.add_done_callback(partial(self._made, pair))
+        return future
+
+    def _made(self, pair: Pair, _future: "Future[Path | None]") -> None:
+        with self._lock:
+            self._making.pop(pair, None)
+
+    def _prepare(self, population: str) -> None:
+        try:
+            with self._database.reading() as records:
+                names = [record.population for record in records.populations()]
+                histories = {name: self._history(records, name) for name in names}
+            for pair in unneeded(self._cache.pairs(), histories.values()):
+                self._cache.drop(pair)
+            history = histories.get(population)
+        except AggregatorError as e:
+            self._troubles.append(f"deltas of {population}: {e}")
+            return
+        for track in (history.training, history.refresh) if history else ():
+            if len(track) > 1:
+                self._make(population, Pair(track[1], track[0]))
+
+    def _make(self, population: str, pair: Pair) -> Path | None:
+        """Return the file of the pair's delta, made if need be; None after a failure, which `troubles` tells."""
+        known = self._cache.path(pair)
+        if known is not None:
+            return known
+        try:
+            with self._database.reading() as records:
+                history = self._history(records, population)
+                record = _population(records, population)
+            if record is None:
+                return None
+            manifest = decode_manifest(envelope.read_envelope(record.signed_template).body)
+            direct = self._encoded(pair, manifest)
+            candidates = [direct]
+            if worth_a_chain(len(direct), manifest.size_bytes) and (hops := hops_between(history, pair)):
+                candidates.append(delta.chain([self._hop(hop, manifest) for hop in hops]))
+            return self._cache.put(pair, choose(candidates, manifest.size_bytes) or b"")
+        except NotFound:
+            # The base is so old that housekeeping has deleted it.
+            return None
+        except (AggregatorError, ContractError, OSError) as e:
+            self._troubles.append(f"the delta {pair.base[:12]} to {pair.target[:12]}: {e}")
+            return None
+
+    def _hop(self, pair: Pair, manifest: Manifest) -> bytes:
+        cached = self._cache.path(pair)
+        known = cached.read_bytes() if cached is not None else b""
+        if known:
+            return known
+        made = self._encoded(pair, manifest)
+        self._cache.put(pair, choose([made], manifest.size_bytes) or b"")
+        return made
+
+    def _encoded(self, pair: Pair, manifest: Manifest) -> bytes:
+        base, target = self._blobs.get(pair.base), self._blobs.get(pair.target)
+        made = delta.encode(base, target, manifest)
+        delta.apply(base, made, msgspec.structs.replace(manifest, sha256=pair.target))
+        return made
+
+    def _history(self, records: Records, population: str) -> History:
+        record = _population(records, population)
+        if record is None:
+            return History((), ())
+        settings = msgspec.json.decode(record.settings, type=PopulationSettings)
+        steps = [version.sha256 for version in records.versions(population) if version.ordinal is not None]
+        released = [release.sha256 for release in records.releases(population) if release.outcome != "held"]
+        announced = {track: records.announcement(population, track) for track in ("training", "refresh")}
+        training, refresh = announced["training"], announced["refresh"]
+        # What is announced comes first, whatever the order of rows says.
+        return history_of(
+            ([training.sha256] if training else []) + steps,
+            ([refresh.sha256] if refresh else []) + released,
+            settings.downlink.delta_versions,
+        )
+
+
+def _population(records: Records, name: str) -> PopulationRecord | None:
+    return next((record for record in records.populations() if record.population == name), None)

@@ -1,0 +1,82 @@
+"""What a message that came means: the session's next event, a version for the keeper, or nothing.
+
+The rules:
+- what the aggregator says is signed with the key that was pinned at enrolment; an announcement is only bytes until
+  `trust` accepts it, and a piece of a version until the whole hashes right;
+- a reply counts once, for the request whose nonce it repeats, and a receipt only for an update that was sent;
+- whatever else comes changes nothing.
+"""
+
+from collections.abc import Callable
+
+from edge_runtime import session
+from edge_runtime.identity import Identity
+from edge_runtime.ports import Received
+from edge_runtime.turn_report import Notes
+from edge_runtime.version_keeper import VersionKeeper
+from wire_contract import envelope
+from wire_contract.messages import (
+    Enrolled,
+    ModelAnnouncement,
+    ModelChunk,
+    ModelDenied,
+    Receipt,
+    TaskOffer,
+    TaskReply,
+    TurnedAway,
+    decode_message,
+)
+from wire_contract.topics import DeviceTopic, ModelTopic, parse_topic
+
+Draw = Callable[[], float]
+
+
+class Inbox:
+    """One agent's reading of its messages. `draw` gives a uniform number in [0, 1), only when one is used."""
+
+    def __init__(self, identity: Identity, enrolled: Enrolled, keeper: VersionKeeper, draw: Draw) -> None:
+        self._device = identity.device
+        self._enrolled = enrolled
+        self._keeper = keeper
+        self._draw = draw
+
+    def read(self, received: Received, state: session.State, notes: Notes, now: float) -> session.Event | None:
+        """Return the event that a message is in this state, if any. Raises `ContractError`, `StorageFull`."""
+        pinned = self._enrolled.aggregator_key
+        match parse_topic(received.topic):
+            case ModelTopic(population, track) if population == self._enrolled.population:
+                self._keeper.announce(track, decode_message(received.payload, ModelAnnouncement).signed_manifest)
+            case DeviceTopic(device, "down/task") if device == self._device:
+                body = envelope.verify(received.payload, "task", pinned)
+                reply: TaskOffer | TurnedAway | ModelDenied = decode_message(body, TaskReply)  # type: ignore[arg-type]
+                return self._reply_event(reply, state, notes, now)
+            case DeviceTopic(device, "down/model") if device == self._device:
+                self._keeper.take_chunk(decode_message(received.payload, ModelChunk))
+            case DeviceTopic(device, "down/rcpt") if device == self._device:
+                receipt = decode_message(envelope.verify(received.payload, "receipt", pinned), Receipt)
+                if receipt.device == self._device and receipt.update_id == state.update_id:
+                    if not state.attempts:
+                        # Nobody can have judged what was never sent: somebody else spoke in this update's name.
+                        notes.refused.append("receipt_before_sending")
+                        return None
+                    notes.receipts.append(receipt.verdict)
+                    return session.Answered(now, receipt, self._draw())
+        return None
+
+    def _reply_event(
+        self, reply: TaskOffer | TurnedAway | ModelDenied, state: session.State, notes: Notes, now: float
+    ) -> session.Event | None:
+        if isinstance(reply, ModelDenied):
+            if reply.device == self._device:
+                self._keeper.chunks.deny(reply, self._draw())
+            return None
+        if reply.device != self._device or reply.nonce != state.nonce:
+            # An old reply, or another device's: the broker, or somebody on it, plays it again.
+            return None
+        if isinstance(reply, TurnedAway):
+            notes.turned_away = reply.reason
+            return session.SentAway(now, reply, self._draw())
+        if reply.population != self._enrolled.population or now >= reply.deadline:
+            notes.refused.append("offer_over")
+            return None
+        return session.Offered(now, reply)
