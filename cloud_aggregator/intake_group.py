@@ -104,7 +104,7 @@ class IntakeGroup:
             return
         self._unfinished_of(device)[True] -= sum(sizes.values())
         self._chunks.pop(update_id, None)
-        pass
+        self._dropped.add(update_id)
 
     def new_id(self) -> int:
         """Return the id of a row that is about to be added."""
@@ -122,7 +122,7 @@ class IntakeGroup:
         early = sum(self.chunk_sizes(update.update_id).values())
         if early:
             unfinished = self._unfinished_of(update.device)
-            unfinished[False] -= 0
+            unfinished[False] -= early
             unfinished[True] += early
 
     def change(self, update: UpdateRecord) -> None:

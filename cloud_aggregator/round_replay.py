@@ -30,6 +30,7 @@ from cloud_aggregator.records import PartialSums, PopulationRecord, Records, Upd
 from cloud_aggregator.server_optimizer import OptimizerState
 from cloud_aggregator.training_step import take_step
 from wire_contract import envelope
+from wire_contract.errors import ContractError
 from wire_contract.layout import Layout
 from wire_contract.manifest import Manifest, decode_manifest
 from wire_contract.patch import read_tensors
@@ -103,7 +104,7 @@ class _Audit:
         try:
             for version in self._history:
                 if self._ordinals[base.record.version] < (version.ordinal or 0) <= (target.ordinal or 0):
-                    base = self._step(base, version)
+                    base = self._checked_step(base, version)
                     steps += 1
         except _Differs as e:
             result = replace(result, differs=str(e))
@@ -131,6 +132,13 @@ class _Audit:
             "later versions can be replayed; see round list",
         )
 
+    def _checked_step(self, base: _Base, version: VersionRecord) -> _Base:
+        try:
+            return self._step(base, version)
+        except (ContractError, ValueError) as e:
+            # A row or a blob that cannot even be read is a finding as well.
+            raise _Differs(f"version {version.version}: what is recorded cannot be read: {e}") from e
+
     def _step(self, base: _Base, version: VersionRecord) -> _Base:
         kept = self._records.sums(version.population, version.version)
         if kept is None:
@@ -157,7 +165,10 @@ class _Audit:
 
     def _members(self, version: VersionRecord, kept: PartialSums) -> list[UpdateRecord]:
         number = version.version
-        ids = unpack_members(kept)
+        try:
+            ids = unpack_members(kept)
+        except StorageFailed as e:
+            raise _Differs(f"version {number}: the record of its members is damaged: {e}") from e
         if len(ids) != version.updates:
             raise _Differs(f"version {number}: {version.updates} updates are recorded, its members are {len(ids)}")
         found = self._records.updates_by_id(ids)

@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_runtime.local_training import TrainingResult
 from wire_contract import codec, envelope
+from wire_contract.basis import Basis, turn
 from wire_contract.errors import Malformed
 from wire_contract.index_set import IndexSet
 from wire_contract.layout import Layout, Tensors, Vector
-from wire_contract.messages import Chunk, TaskOffer, UpdateHeader, UpdateInit, encode_message
+from wire_contract.messages import Chunk, TaskOffer, UpdateHeader, UpdateInit, encode_message, examples_share
 
 KIND = "update"
 
@@ -37,18 +38,27 @@ def update_id(device: str, task: str, lease: str) -> str:
 
 def make(
     result: TrainingResult, base: Tensors, residual: Vector | None, offer: TaskOffer, layout: Layout,
-    index_set: IndexSet | None = None,
+    index_set: IndexSet | None = None, basis: Basis | None = None,
 ) -> codec.EncodedUpdate:  # fmt: skip
     """Return the encoded update and the next residual; `base` are the received fleet tensors.
 
-    `index_set` is the one that a `shared` plan names. Raises `Malformed` if the training left the finite numbers, or
+    `index_set` is the one that a `shared` plan names, `basis` the one that a `topk` plan names: residual and update are
+    in its axes. Raises `Malformed` if the training left the finite numbers, or
     the plan's codec cannot be met.
     """
     delta = layout.flatten(layout.unpack(result.packed)) - layout.flatten(base)
     plan, clip_norm = offer.plan.codec, offer.plan.clip_norm
+    if plan.basis:
+        if basis is None or basis.sha256 != plan.basis:
+            raise Malformed(f"the plan names the basis {plan.basis[:16]!r}, and it is not here")
+        delta = turn(delta, layout, basis)
     if plan.mode != "shared":
         kept = codec.kept_count(plan, layout.size)
-        return codec.encode(delta, residual, kept=kept, clip_norm=clip_norm, entropy=plan.entropy, bits=plan.bits)
+        # What the aggregator will weigh less must be larger to be worth its bytes.
+        threshold = plan.threshold / examples_share(offer.plan, result.examples) if plan.threshold else 0.0
+        return codec.encode(
+            delta, residual, kept=kept, clip_norm=clip_norm, entropy=plan.entropy, bits=plan.bits, threshold=threshold
+        )
     if index_set is None or index_set.sha256 != plan.index_set:
         raise Malformed(f"the plan names the index set {plan.index_set[:16]!r}, and it is not here")
     return codec.encode_shared(delta, residual, index_set=index_set, ring=codec.ring_of(plan), clip_norm=clip_norm)

@@ -2,7 +2,7 @@
 
 The rules:
 - only after three downloads in a row found nobody, and only for a version whose signed manifest was accepted;
-- a delta from what is held is asked for first, the whole file only when there is no delta;
+- a delta from what is held is asked for first, the whole file only when there is none;
 - at most four pieces are on their way; the next are asked for when these have come, or again after a while;
 - a piece is taken only if it is the next one, of the size that its place has, of what was asked for: a repeated, an
   early or a foreign one is dropped. So the file's length is the whole state, and a transfer goes on after a restart,
@@ -26,13 +26,15 @@ from wire_contract.topics import Track
 FAILURES_BEFORE = 3
 ANSWER_S = 60.0
 BAD_WHOLES = 3
+PATIENCE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """What is gathered: the version, the base of its delta ("": the file itself), and the request under way.
 
-    `expected` is the first piece that has not been asked for; `size_bytes` is what the first piece said, 0 before.
+    `expected` is the first piece that has not been asked for; `size_bytes` is what the first piece said, 0 before;
+    `attempts` counts the requests since the last piece.
     """
 
     signed: bytes
@@ -45,6 +47,11 @@ class Transfer:
     ask_at: float = 0.0
     attempts: int = 0
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether pieces come, or may still come."""
+        return self.attempts < PATIENCE
+
 
 class ModelChunks:
     """One device's transfer over the broker; it has one at a time. `slots` says where the bytes gather."""
@@ -54,6 +61,7 @@ class ModelChunks:
         self._failures = 0
         self._transfer: Transfer | None = None
         self._bad: tuple[str, int] = ("", 0)
+        self._denied_until = 0.0
 
     @property
     def awaited(self) -> bool:
@@ -63,17 +71,23 @@ class ModelChunks:
     def http_failed(self, signed: bytes, manifest: Manifest, track: Track) -> None:
         """Note that a version could not be downloaded: the third time, it is wanted over the broker."""
         self._failures += 1
-        wanted = self._transfer.manifest.sha256 if self._transfer else ""
-        if self._failures < FAILURES_BEFORE or wanted == manifest.sha256:
+        if self._failures < FAILURES_BEFORE or self._bad == (manifest.sha256, BAD_WHOLES):
             return
-        if self._bad == (manifest.sha256, BAD_WHOLES):
+        now = self._transfer
+        if now is not None and (now.manifest.sha256 == manifest.sha256 or (now.track != track and now.goes_on)):
+            # The other track's turn comes when this one is through, or nobody answers.
             return
         base = next((sha256 for sha256, _ in self._slots.bases(track, manifest)), "")
-        self._transfer = Transfer(signed, manifest, track, base)
+        self._transfer = Transfer(signed, manifest, track, base, ask_at=self._denied_until)
 
     def http_works(self) -> None:
         """Note that a download went well: the broker is spared."""
         self._failures, self._transfer = 0, None
+
+    def installed(self, sha256: str) -> None:
+        """Note that a version is here: no piece of it is wanted any more."""
+        if self._transfer is not None and self._transfer.manifest.sha256 == sha256:
+            self._transfer = None
 
     def due(self, now: float) -> bool:
         """Whether something is to be asked for now."""
@@ -89,14 +103,14 @@ class ModelChunks:
         if transfer is None:
             raise ValueError("a request is made for a version that is wanted")
         first = self._length(transfer) // MAX_CHUNK_BYTES
-        if transfer.nonce and first < transfer.expected:
-            # Unanswered: wait longer each time, for a broker that is slow is not helped by more requests.
-            again = now + ANSWER_S + backoff.wait(transfer.attempts, draw)
-            attempts = transfer.attempts + 1
-        else:
-            again, attempts = now + ANSWER_S, 0
+        # Without a piece in between, wait longer each time: a broker that is slow is not helped by more requests.
+        longer = backoff.wait(transfer.attempts, draw) if transfer.attempts else 0.0
         self._transfer = replace(
-            transfer, nonce=nonce, expected=first + MAX_MODEL_WINDOW, ask_at=again, attempts=attempts
+            transfer,
+            nonce=nonce,
+            expected=first + MAX_MODEL_WINDOW,
+            ask_at=now + ANSWER_S + longer,
+            attempts=transfer.attempts + 1,
         )
         return ModelRequest(
             device=device,
@@ -124,7 +138,7 @@ class ModelChunks:
         if chunk.index != self._length(transfer) // MAX_CHUNK_BYTES or chunk.index >= transfer.expected:
             return "model_chunk_out_of_turn"
         self._write(self._part(transfer), start, chunk.data)
-        self._transfer = replace(transfer, size_bytes=chunk.size_bytes)
+        self._transfer = replace(transfer, size_bytes=chunk.size_bytes, attempts=0)
         return ""
 
     def deny(self, denied: ModelDenied, draw: float) -> None:
@@ -134,18 +148,19 @@ class ModelChunks:
             return
         window = denied.retry
         ask_at = window.earliest + draw * max(0, window.latest - window.earliest)
-        if denied.code == "no_delta":
-            # The whole file, then; if that is denied too, a delta may have been made meanwhile.
-            self._transfer = replace(transfer, base="", nonce="", size_bytes=0, ask_at=ask_at)
-        elif denied.code == "deltas_only":
-            base = next((sha256 for sha256, _ in self._slots.bases(transfer.track, transfer.manifest)), "")
-            self._transfer = replace(transfer, base=base, nonce="", size_bytes=0, ask_at=ask_at)
+        if denied.code in ("no_delta", "deltas_only"):
+            # The next base, then the whole file; after that the first again, for a delta may have been made meanwhile.
+            bases = [*(sha256 for sha256, _ in self._slots.bases(transfer.track, transfer.manifest)), ""]
+            place = bases.index(transfer.base) + 1 if transfer.base in bases else 0
+            self._transfer = replace(transfer, base=bases[place % len(bases)], nonce="", size_bytes=0, ask_at=ask_at)
         elif denied.code == "not_announced":
             self._transfer = None
         elif denied.code == "past_the_end":
             remove(self._part(transfer))
             self._transfer = replace(transfer, nonce="", size_bytes=0, ask_at=ask_at)
         else:
+            # Meant for the device: another version would be denied as well.
+            self._denied_until = ask_at
             self._transfer = replace(transfer, nonce="", ask_at=ask_at)
 
     def whole(self) -> Transfer | None:

@@ -181,6 +181,7 @@ class VersionKeeper:
             raise
         finally:
             self._tell_refused_deltas()
+        self.chunks.installed(manifest.sha256)
         if self._downloads.bytes_down > before:
             self.chunks.http_works()
         return manifest

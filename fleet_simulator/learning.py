@@ -38,6 +38,7 @@ from edge_runtime.local_training import TrainingResult
 from edge_runtime.ports import SignatureRunner
 from edge_runtime.residual import Residual
 from wire_contract import envelope
+from wire_contract.basis import Basis
 from wire_contract.codec import EncodedUpdate, SparseVector, cap_norm
 from wire_contract.index_set import IndexSet, decode_index_set, encode_index_set
 from wire_contract.layout import Layout, Tensors, Vector
@@ -60,8 +61,8 @@ Stream = NDArray[np.int32]
 class LearningSettings:
     """One run. `population` holds plan, goal count, optimizer and hysteresis, as an operator sets them.
 
-    `rounds` steps of `population.goal_count` updates each; `staleness` as in the module's rules; `residuals` False
-    drops what updates leave behind.
+    `rounds` steps of `population.goal_count` updates each; `staleness` as in the module's rules. What updates leave
+    behind is carried as the plan's `residual_keep` says.
     """
 
     population: PopulationSettings
@@ -69,7 +70,6 @@ class LearningSettings:
     seed: int
     float32: bool = False
     staleness: tuple[float, ...] = SYNCHRONOUS
-    residuals: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +123,7 @@ class Fleet:
     settings: LearningSettings
     runner: SignatureRunner
     index_set: IndexSet | None = None
+    basis: Basis | None = None
     _devices: list[_Device] = field(default_factory=list)
 
     def rounds(self) -> Iterator[Round]:
@@ -157,7 +158,16 @@ class Fleet:
                 sizes.append(size)
                 if verdict != "accepted":
                     refused.append(verdict)
-            step = take_step(file, optimizer, buffer, manifest=self.start.manifest, layout=layout, settings=population)
+            sent_in = None if self.settings.float32 else self.basis
+            step = take_step(
+                file,
+                optimizer,
+                buffer,
+                manifest=self.start.manifest,
+                layout=layout,
+                settings=population,
+                basis=sent_in,
+            )
             file, optimizer = step.file, step.optimizer
             bases.append(_Base.of(number + 1, file, self.start.manifest, layout))
             yield Round(number, file, optimizer, tuple(sizes), tuple(refused))
@@ -186,12 +196,12 @@ class Fleet:
             buffer.fold(everywhere, update_weight(plan, result.examples, behind))
             return 4 * layout.size, "accepted"
         offer = _offer(device, base.number, seed, rules, sealing)
-        carried = residual.carry(device.residual, base.number, plan) if self.settings.residuals else None
-        encoded = client_update.make(result, base.tensors, carried, offer, layout, self.index_set)
+        carried = residual.carry(device.residual, base.number, plan)
+        encoded = client_update.make(result, base.tensors, carried, offer, layout, self.index_set, self.basis)
         size, verdict, vector = _send(device, encoded, result, offer, rules, sealing, behind)
         if vector is not None:
             buffer.fold(vector, verdict.weight)
-            device.residual = Residual(base.number, encoded.residual)
+            device.residual = Residual(base.number, encoded.residual) if plan.residual_keep else None
         return size, verdict.name
 
 

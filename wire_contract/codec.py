@@ -112,6 +112,8 @@ def check_plan(plan: CodecPlan) -> None:
     if plan.mode not in MODES:
         raise Unsupported(f"a codec mode is one of {sorted(MODES)}, got {plan.mode[:40]!r}")
     if plan.mode == "shared":
+        if plan.threshold or plan.basis:
+            raise Malformed(f"a shared plan has no threshold and no basis, got {plan.threshold}, {plan.basis[:16]!r}")
         rings.check_ring(ring_of(plan))
         return
     if plan.entropy not in ENTROPY_CODES:
@@ -149,6 +151,19 @@ def select_largest(vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     chosen[np.flatnonzero(values == threshold)[: k - int(np.count_nonzero(chosen))]] = True
     kept: NDArray[np.int64] = candidates[chosen & (values > 0)]
     return kept
+
+
+def select(vector: NDArray[np.float32], k: int, threshold: float) -> NDArray[np.int64]:
+    """Return the ascending indices of the magnitudes that reach `threshold` > 0, of the k largest of them if more do.
+
+    A threshold that all devices share spends bytes where the sum gains most: an update with much to say is long, one
+    with little short (Sahu et al. 2021, arXiv 2108.00951: the least total error for the bytes of all). With 0 it is
+    `select_largest`.
+    """
+    if threshold <= 0.0:
+        return select_largest(vector, k)
+    reached = np.flatnonzero(np.abs(vector) >= np.float32(threshold)).astype(np.int64)
+    return reached if len(reached) <= k else select_largest(vector, k)
 
 
 def _threshold_below(magnitude: NDArray[np.float32], k: int) -> np.float32:
@@ -210,15 +225,14 @@ def encode(
     clip_norm: float,
     entropy: str,
     bits: int = DEFAULT_BITS,
-    importance: NDArray[np.float32] | None = None,
+    threshold: float = 0.0,
 ) -> EncodedUpdate:
     """Compress one model delta in `topk` mode.
 
     Use it once for each finished local training. `delta` and `residual` are float32 vectors of n values in layout
     order (`residual` None on a new layout); `kept` is k, 1 <= k <= n; `clip_norm` is C >= 1e-6, the L2 bound of what is
-    sent and of what is kept back; `bits` is the code width. With `importance` (float32 [n], finite, 0 or more) the
-    largest |value| * importance are selected, and the values themselves sent. Raises `Malformed` if a value is not
-    finite or an argument is out of range.
+    sent and of what is kept back; `bits` is the code width. What lies below `threshold` in magnitude is not sent even
+    where fewer than k are. Raises `Malformed` if a value is not finite or an argument is out of range.
     """
     if not 1 <= kept <= min(len(delta), MAX_KEPT):
         raise Malformed(f"1 <= k <= n <= {MAX_VALUES}, got k={kept}, n={len(delta)}")
@@ -226,8 +240,10 @@ def encode(
         raise Unsupported(f"entropy stage is one of {sorted(ENTROPY_CODES)}, got {entropy!r}")
     if bits not in CODE_BITS:
         raise Malformed(f"a code has {' or '.join(map(str, CODE_BITS))} bits, got {bits}")
+    if not threshold >= 0.0:
+        raise Malformed(f"a threshold is 0 or more, got {threshold}")
     whole = _add(delta, residual, clip_norm)
-    indices = select_largest(whole if importance is None else _weighted(whole, importance), kept)
+    indices = select(whole, kept, threshold)
     if len(indices):
         chosen = whole[indices]
         magnitudes = np.abs(chosen).astype(np.float64)
@@ -284,18 +300,6 @@ def _add(delta: NDArray[np.float32], residual: NDArray[np.float32] | None, clip_
     if not np.isfinite(whole).all():
         raise Malformed("a delta is finite, got NaN or Inf")
     return whole
-
-
-def _weighted(whole: NDArray[np.float32], importance: NDArray[np.float32]) -> NDArray[np.float32]:
-    if importance.shape != whole.shape:
-        raise Malformed(f"importance has the delta's shape {whole.shape}, got {importance.shape}")
-    if not (np.isfinite(importance).all() and np.all(importance >= 0)):
-        raise Malformed("importance is finite and 0 or more, and is not here")
-    with np.errstate(over="ignore"):
-        weighted = np.abs(whole) * importance
-    if not np.isfinite(weighted).all():
-        raise Malformed("|value| * importance is finite, got Inf")
-    return weighted.astype(np.float32)
 
 
 def _left(whole: NDArray[np.float32], sent: SparseVector, clip_norm: float) -> NDArray[np.float32]:

@@ -50,16 +50,20 @@ class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `mode` "topk" sends the largest values, at places of the device's own; "topk4" is its form with 4 bits, which older
     devices know; "shared" sends the values of the public set `index_set` (a file's SHA-256), in multiples of `unit`.
-    `kept` is the share of the model's values that goes out, or that the set holds. `bits` a value: 1, 2, 4 or 8 of
-    topk, 2 to 16 of shared, which adds `headroom_bits` so that 2^headroom_bits updates can be summed in the ring.
-    `entropy` is the stage behind topk; shared has none, for its length must not depend on the text.
+    `kept` is the share of the model's values that goes out, or that the set holds. With `threshold` above 0, topk sends
+    only what adds that much to the sum (|value| x `examples_share`), and `kept` is the most that it sends. `basis` (a
+    file's SHA-256) names the axes in which topk selects and sends. `bits` a value: 1, 2, 4 or 8 of topk, 2 to 16 of
+    shared, which adds `headroom_bits` so that 2^headroom_bits updates can be summed in the ring. `entropy` is the stage
+    behind topk; shared has none, for its length must not depend on the text.
     """
 
     mode: str = "topk4"
     kept: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.01
+    threshold: Annotated[float, msgspec.Meta(ge=0.0, le=64.0)] = 0.0
     entropy: str = "zstd"
     bits: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     index_set: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    basis: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     unit: Positive = 2.0**-10
     headroom_bits: Annotated[int, msgspec.Meta(ge=0, le=20)] = 0
 
@@ -353,6 +357,11 @@ def _tag_of(data: bytes) -> str | None:
         return msgspec.msgpack.decode(data, type=_Tagged).type
     except (msgspec.DecodeError, RecursionError, ValueError):
         return None
+
+
+def examples_share(plan: Plan, examples: int) -> float:
+    """Return an update's weight before staleness, 0 to 1, as the plan's `weight_rule` has it; both ends use this."""
+    return 1.0 if plan.weight_rule == "uniform" else min(examples, plan.example_cap) / plan.example_cap
 
 
 def verdict_returns_the_update(verdict: str) -> bool:

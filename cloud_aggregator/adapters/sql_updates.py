@@ -27,14 +27,14 @@ Key = TypeVar("Key", str, int)
 
 
 # The partial indexes' own words: with a value bound to a name SQLite can't tell that an index has the rows.
-_RECEIVED = sa.literal_column("state = 'received'", sa.Boolean)
-_OPEN = sa.literal_column("state = 'open'", sa.Boolean)
-_ACCEPTED = sa.literal_column("verdict = 'accepted'", sa.Boolean)
-_UNPUBLISHED = sa.literal_column("state = 'judged' AND NOT receipt_published", sa.Boolean)
-_STATES: Mapping[UpdateState, sa.ColumnElement[bool]] = {
+_RECEIVED = sa.text("state = 'received'")
+_OPEN = sa.text("state = 'open'")
+_ACCEPTED = sa.text("verdict = 'accepted'")
+_UNPUBLISHED = sa.text("state = 'judged' AND NOT receipt_published")
+_STATES: Mapping[UpdateState, sa.TextClause] = {
     "received": _RECEIVED,
     "open": _OPEN,
-    "judged": sa.literal_column("state = 'judged'", sa.Boolean),
+    "judged": sa.text("state = 'judged'"),
 }
 
 
@@ -136,7 +136,7 @@ class SqlUpdates:
 
     def accepted_unused(self, task: str) -> list[UpdateRecord]:
         column = t.updates.c
-        chosen = (column.task == task) & _ACCEPTED & column.used_by.is_(None)
+        chosen = sa.and_(column.task == task, _ACCEPTED, column.used_by.is_(None))
         rows = self._connection.execute(sa.select(*_COLUMNS).where(chosen).order_by(column.id))
         return [UpdateRecord(*row) for row in rows]
 
@@ -158,8 +158,8 @@ class SqlUpdates:
 
     def updates_of_version(self, task: str, version: int | None) -> list[UpdateRecord]:
         column = t.updates.c
-        chosen = (column.task == task) & _ACCEPTED
-        chosen &= column.used_by.is_(None) if version is None else column.used_by == version
+        used = column.used_by.is_(None) if version is None else column.used_by == version
+        chosen = sa.and_(column.task == task, _ACCEPTED, used)
         rows = self._connection.execute(sa.select(*_COLUMNS).where(chosen).order_by(column.id))
         return [UpdateRecord(*row) for row in rows]
 
@@ -226,7 +226,7 @@ class SqlUpdates:
     def drop_old_sealed(self, judged_before: int, task: str, used_up_to: int) -> int:
         column = t.updates.c
         gone = (column.judged_at < judged_before) | (column.used_by <= used_up_to)
-        old = sa.select(column.id).where((column.task == task) & column.used_by.is_not(None) & gone)
+        old = sa.select(column.id).where(column.task == task, _ACCEPTED, column.used_by.is_not(None), gone)
         return self._connection.execute(sa.delete(t.sealed_updates).where(t.sealed_updates.c.id.in_(old))).rowcount
 
     def drop_old_refusals(self, judged_before: int) -> int:
@@ -241,12 +241,12 @@ class SqlUpdates:
 
     def drop_old_uploads(self, arrived_before: int) -> int:
         column = t.updates.c
-        old = _OPEN & (column.arrived_at < arrived_before)
+        old = sa.and_(_OPEN, column.arrived_at < arrived_before)
         chunks = t.chunks.c.update_id.in_(sa.select(column.update_id).where(old))
         self._connection.execute(sa.delete(t.chunks).where(chunks))
         return self._connection.execute(sa.delete(t.updates).where(old)).rowcount
 
-    def _count(self, table: sa.Table, chosen: sa.ColumnElement[bool]) -> int:
+    def _count(self, table: sa.Table, chosen: sa.ColumnElement[bool] | sa.TextClause) -> int:
         return int(self._connection.scalar(sa.select(sa.func.count()).select_from(table).where(chosen)) or 0)
 
 

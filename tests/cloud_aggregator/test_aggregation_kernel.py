@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_aggregator import aggregation_kernel, compiled_kernel
-from cloud_aggregator.aggregation_kernel import KernelUnavailable, NumpyKernel, PatientKernel, choose_kernel
+from cloud_aggregator.aggregation_kernel import (
+    KernelUnavailable,
+    NumpyKernel,
+    PatientKernel,
+    choose_kernel,
+    kernel_of,
+)
 from cloud_aggregator.buffer import MAX_UPDATES, Accumulator, Buffer, close, fold, merge
 from cloud_aggregator.compiled_kernel import PLAIN, CompiledKernel
 from tests.fuzzing import update_targets
@@ -370,6 +376,14 @@ def test_auto_stays_with_numpy_where_nothing_compiles(monkeypatch):
         choose_kernel("numba")
     with pytest.raises(ValueError, match=r"a kernel is one of .*, got 'cuda'"):
         choose_kernel("cuda")
+
+
+def test_the_environment_chooses_the_kernel():
+    assert isinstance(kernel_of({}), PatientKernel)
+    assert isinstance(kernel_of({"EDGE_FEDERATION_KERNEL": "numpy"}), NumpyKernel)
+    assert kernel_of({"EDGE_FEDERATION_KERNEL": "numba"}).name == "numba"
+    with pytest.raises(ValueError, match="got ''"):
+        kernel_of({"EDGE_FEDERATION_KERNEL": ""})
 
 
 def test_the_kernel_compiles_where_the_cache_folder_cannot_be_written(monkeypatch, tmp_path):

@@ -71,7 +71,7 @@ def rows_after(aggregator, groups):
         return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_grouping_of_any_delivery_leaves_the_same_rows(deliveries, data):
     aggregator, messages = deliveries
@@ -116,3 +116,27 @@ def test_a_chunk_under_another_devices_update_is_an_event_and_nothing_else(aggre
     assert aggregator.events()["malformed chunk"] == 1
     aggregator.take(*messages[1:])
     assert aggregator.update_row(update_id_of(messages)).state == "received"
+
+
+def test_the_questions_of_every_pass_are_served_by_an_index(aggregator):
+    """A pass must not read every update there ever was."""
+    asked = []
+    engine = aggregator.database._engine
+    sa.event.listen(
+        engine, "before_cursor_execute", lambda _c, _k, statement, values, *_: asked.append((statement, values))
+    )
+    with aggregator.database.reading() as records:
+        records.received_updates(9)
+        records.count_updates("received")
+        records.count_updates("open")
+        records.accepted_unused("ab" * 8)
+        records.updates_of_version("ab" * 8, 3)
+        records.unpublished_receipts(9)
+        records.unfinished_bytes("ab" * 16, claimed=False)
+        records.count_refused_at_door("ab" * 16)
+        records.updates_of(["ab" * 16])
+    with engine.connect() as connection:
+        for statement, values in list(asked):
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+            told = " / ".join(row[3] for row in plan)
+            assert "SCAN" not in told.replace("SCAN updates USING", ""), (statement, told)

@@ -112,7 +112,7 @@ class DyingDatabase:
     """A database of the tests that ends the process before the commit of a transaction with a release in it."""
 
     def __init__(self, database):
-        self.database, self.reading = database, database.reading
+        self.database, self.reading, self.room_bytes = database, database.reading, database.room_bytes
 
     def transaction(self):
         return _Dying(self.database)

@@ -106,6 +106,7 @@ def test_a_changed_byte_of_a_sealed_update_is_named(trained):
         ({"sha256": "ab" * 32}, "version 3: its members hash to"),
         ({"staleness": 2}, "its staleness is 0, 2 is recorded"),
         ({"norm": 0.25}, "its norm is"),
+        ({"header": b"no header"}, "version 3: what is recorded cannot be read: a message is a MessagePack map"),
         ({"verdict": "stale"}, "is recorded as stale and used by 3"),
         ({"used_by": 9}, "is recorded as accepted and used by 9"),
         ({"judged_at": NOW + 365 * 86_400}, "accepted is recorded, the verdict is expired"),
@@ -125,6 +126,12 @@ def test_an_update_that_was_deleted_or_added_is_named(local):
     assert again(local, 3).differs == "version 3: 1 more updates say that it used them"
     tamper(local, sa.delete(table).where(table.c.id == row.id))
     assert again(local, 3).differs == f"version 3: the row {row.id} of one of its updates is missing"
+
+
+def test_a_damaged_record_of_members_is_named(local):
+    sums = schema.partial_sums
+    tamper(local, sa.update(sums).where(sums.c.version == 3).values(members=b"\x00"))
+    assert again(local, 3).differs.startswith("version 3: the record of its members is damaged:")
 
 
 def test_recorded_sums_and_files_that_are_not_what_comes_out_are_named(local):

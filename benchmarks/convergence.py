@@ -1,0 +1,354 @@
+"""Claim: a nightly update of 12 kB keeps what float32's 5.7 MB would have taught (median bytes, 1,422,250 parameters).
+
+Protocol (rare participation): from a converged base (`benchmarks.learning_base`: half of the train people) the other
+half joins for 36 steps of 20 updates, so each comes about 3.6 times. Every run uses the product's own code
+(`fleet_simulator.learning`). Runs of one seed are pairs: the same devices, rows, dropout and candidates under every
+codec, and float32 with the same local work. All settings below, float32's server rate among them, were chosen on dev
+people; what is printed is of test people, their last fifth.
+
+    progress       the share of float32's reduction of held-out cross-entropy that is kept, mean over seeds
+    progress_top3  the same of its gain in top-3 recall (one run scatters by about 0.12)
+    async_vs_sync  top-3 recall at equal client updates: 240 steps of 20 by all train people from the public start,
+                   staleness uniform in 0..3 against none, float32 both, each with its own server settings
+
+Bytes are whole updates as published: sealed, signed, with every header. The median is of all updates of all seeds;
+mean and 90th percentile stand beside it, for a threshold lets a long text say more than a short one.
+
+    python -m benchmarks.convergence --full    all runs (about 45 minutes of two cores); writes results/convergence.json
+    python -m benchmarks.convergence --bar     checks and prints the stored result and runs one seed's pair again
+Both go on where they were stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import learning_base
+from benchmarks.learning_base import CACHE, ROOT, Base
+from cloud_aggregator.bases import principal_axes
+from cloud_aggregator.config import PopulationSettings
+from cloud_aggregator.server_optimizer import OptimizerSettings
+from fleet_simulator.learning import (
+    SYNCHRONOUS,
+    UNIFORM_STALENESS,
+    Fleet,
+    LearningSettings,
+    Round,
+    public_index_set,
+    run,
+    with_index_set,
+)
+from wire_contract.basis import Basis, decode_basis
+from wire_contract.messages import CodecPlan, Plan
+from wire_contract.patch import read_tensors
+
+SEEDS: Final = (1, 2, 3)
+STEPS: Final = 36
+GOAL: Final = 20
+ASYNC_STEPS: Final = 240
+TAIL_IDS: Final = 1200
+BAR_TOLERANCE: Final = 0.02
+RESULT: Final = ROOT / "benchmarks" / "results" / "convergence.json"
+CODE: Final = (
+    "benchmarks/convergence.py", "cloud_aggregator/admission.py", "cloud_aggregator/bases.py",
+    "cloud_aggregator/index_sets.py", "edge_runtime/client_update.py", "edge_runtime/residual.py",
+    "wire_contract/basis.py", "wire_contract/codec.py", "wire_contract/ring.py",
+)  # fmt: skip
+OLD_TOPK: Final = CodecPlan(mode="topk4", kept=0.01)
+
+
+def _threshold(least: float) -> CodecPlan:
+    return CodecPlan(mode="topk", bits=4, kept=0.1, threshold=least)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table. `residual_keep` 0 sends without error feedback; `principal` names a basis."""
+
+    name: str
+    codec: CodecPlan = OLD_TOPK
+    float32: bool = False
+    principal: bool = False
+    residual_keep: float = 0.0
+    shared: bool = False
+
+
+VARIANTS: Final = (
+    Variant("float32", float32=True),
+    Variant("topk 1 %, error feedback", OLD_TOPK, residual_keep=1.0),
+    Variant("threshold 12 kB, no basis", _threshold(1.2e-3)),
+    Variant("threshold 6 kB", _threshold(1.7e-3), principal=True),
+    Variant("threshold 12 kB", _threshold(1.1e-3), principal=True),
+    Variant("threshold 24 kB", _threshold(6.5e-4), principal=True),
+    Variant("threshold 48 kB", _threshold(3.5e-4), principal=True),
+    Variant("shared 5 %", CodecPlan(mode="shared", kept=0.05, bits=4, unit=2.0**-9), shared=True, residual_keep=1.0),
+)
+CLAIM: Final = "threshold 12 kB"
+WIDE: Final = "threshold 24 kB"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One side of the asynchronous comparison."""
+
+    name: str
+    staleness: tuple[float, ...]
+    optimizer: OptimizerSettings
+
+
+def _async_optimizer(rate: float, beta1: float) -> OptimizerSettings:
+    return OptimizerSettings(
+        learning_rate=rate, beta1=beta1, beta2=0.99, epsilon=1e-4, warmup_steps=10, decay_steps=ASYNC_STEPS
+    )
+
+
+TIMINGS: Final = (
+    Timing("synchronous", SYNCHRONOUS, _async_optimizer(2e-2, 0.5)),
+    Timing("staleness 0..3", UNIFORM_STALENESS, _async_optimizer(2e-2, 0.0)),
+)
+
+
+def population(variant: Variant, first_step: int) -> PopulationSettings:
+    """Return the operator's settings of a run that goes on after `first_step` steps."""
+    plan = Plan(
+        rows=256, epochs=1, learning_rate=1.0, dropout=0.2, example_cap=64, residual_keep=variant.residual_keep,
+        codec=variant.codec,
+    )  # fmt: skip
+    optimizer = OptimizerSettings(
+        learning_rate=2e-2, beta1=0.9, beta2=0.99, epsilon=1e-4, warmup_steps=first_step,
+        decay_steps=first_step + STEPS, final_share=0.1,
+    )  # fmt: skip
+    return PopulationSettings(goal_count=GOAL, plan=plan, optimizer=optimizer)
+
+
+def basis_of(base: Base) -> Basis:
+    """Return the principal axes of the population's first version, as an aggregator makes them at import."""
+    tensors = read_tensors(base.public.file, base.manifest)
+    return decode_basis(principal_axes(tensors, base.layout, words=base.manifest.vocabulary_words))
+
+
+def run_variant(base: Base, variant: Variant, seed: int, split: str, steps: int = STEPS) -> dict[str, object]:
+    """Return one run's record: scores before and after, bytes of each update, verdicts."""
+    settings = population(variant, base.converged.optimizer.step)
+    index_set = basis = None
+    if variant.shared:
+        index_set = public_index_set(base.history, share=variant.codec.kept, explore_share=0.15, seed=seed)
+        settings = with_index_set(settings, index_set)
+    if variant.principal:
+        basis = basis_of(base)
+        codec_plan = msgspec.structs.replace(settings.plan.codec, basis=basis.sha256)
+        settings = msgspec.structs.replace(settings, plan=msgspec.structs.replace(settings.plan, codec=codec_plan))
+    runner = base.runner()
+    streams = base.streams(learning_base.halves()[1])
+    tails = base.tails(learning_base.people(split), TAIL_IDS)
+    learning = LearningSettings(settings, steps, seed=seed, float32=variant.float32)
+    made: list[Round] = []
+    fleet = Fleet(streams, base.converged, learning, runner, index_set, basis)
+    last = run(fleet, lambda each: made.append(replace(each, file=b"")))
+    before = base.score(runner, base.converged.file, tails)
+    after = base.score(runner, last.file, tails)
+    return {
+        "variant": variant.name,
+        "seed": seed,
+        "split": split,
+        "words": before.count,
+        "loss": [before.mean_loss, after.mean_loss],
+        "top1": [before.top1, after.top1],
+        "top3": [before.top3, after.top3],
+        "bytes": [size for each in made for size in each.update_bytes],
+        "refused": [name for each in made for name in each.refused],
+    }
+
+
+def run_timing(base: Base, timing: Timing, seed: int, split: str) -> dict[str, object]:
+    """Return one asynchronous or synchronous run's record."""
+    plan = Plan(rows=64, epochs=1, learning_rate=1.0, dropout=0.2, example_cap=64)
+    settings = PopulationSettings(goal_count=GOAL, plan=plan, optimizer=timing.optimizer)
+    learning = LearningSettings(settings, ASYNC_STEPS, seed=seed, float32=True, staleness=timing.staleness)
+    runner = base.runner()
+    people = [person for half in learning_base.halves() for person in half]
+    tails = base.tails(learning_base.people(split), TAIL_IDS)
+    last = run(Fleet(base.streams(people), base.public, learning, runner), lambda each: None)
+    after = base.score(runner, last.file, tails)
+    return {"variant": timing.name, "seed": seed, "split": split, "top1": after.top1, "top3": after.top3,
+            "loss": after.mean_loss}  # fmt: skip
+
+
+def inputs_hash(base: Base) -> str:
+    """Return the hash of all that a stored result depends on: base, settings, code."""
+    digest = hashlib.sha256(f"{base.sha256} {learning_base.key()} {SEEDS} {STEPS}".encode())
+    for name in CODE:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _record(name: str, seed: int, split: str, folder: Path) -> dict[str, object]:
+    """Return a run's record out of the cache, or run it in a process of its own first."""
+    path = folder / f"{name.replace(' ', '-').replace('%', 'pc').replace(',', '')}-{split}-{seed}.json"
+    if not path.exists():
+        words = [sys.executable, "-m", "benchmarks.convergence", "--one", name, "--seed", str(seed), "--split", split]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"run {name} {seed} failed: {done.stderr.strip()[-800:]}")
+        part = path.with_suffix(".part")
+        part.write_text(done.stdout.strip().splitlines()[-1])
+        part.rename(path)
+    record: dict[str, object] = json.loads(path.read_text())
+    return record
+
+
+def run_all(names: list[str], seeds: tuple[int, ...], split: str, folder: Path) -> dict[tuple[str, int], dict]:
+    """Return all records; as many processes at a time as there are cores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(name, seed) for seed in seeds for name in names]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, tqdm(total=len(wanted), unit="run") as bar:
+
+        def one(each: tuple[str, int]) -> dict:
+            found = _record(*each, split, folder)
+            bar.update()
+            return found
+
+        return dict(zip(wanted, pool.map(one, wanted), strict=True))
+
+
+def summarize(records: dict[tuple[str, int], dict], seeds: tuple[int, ...]) -> list[dict[str, object]]:
+    """Return one row a variant: progress against float32 of the same seed, and bytes."""
+    rows = []
+    for variant in VARIANTS:
+        own = [records[variant.name, seed] for seed in seeds]
+        full = [records["float32", seed] for seed in seeds]
+        kept = [(a["loss"][0] - a["loss"][1]) / (f["loss"][0] - f["loss"][1]) for a, f in zip(own, full, strict=True)]
+        gain = [a["top3"][1] - a["top3"][0] for a in own]
+        whole = [f["top3"][1] - f["top3"][0] for f in full]
+        lost = [f["top1"][1] - a["top1"][1] for a, f in zip(own, full, strict=True)]
+        sizes = np.concatenate([a["bytes"] for a in own])
+        rows.append({
+            "variant": variant.name, "progress": round(float(np.mean(kept)), 3),
+            "progress_by_seed": [round(value, 3) for value in kept],
+            "progress_top3": round(float(np.sum(gain) / np.sum(whole)), 3),
+            "top3_gain": round(float(np.mean(gain)), 3), "top1_points_lost": round(float(np.mean(lost)), 3),
+            "median_bytes": round(float(np.median(sizes))), "mean_bytes": round(float(sizes.mean())),
+            "p90_bytes": round(float(np.percentile(sizes, 90))), "refused": sum(len(a["refused"]) for a in own),
+        })  # fmt: skip
+    return rows
+
+
+def print_table(rows: list[dict[str, object]]) -> None:
+    print(f"{'codec':<28}{'median B':>10}{'mean B':>10}{'p90 B':>10}{'progress':>10}{'top-3':>8}{'top-1 lost':>12}")
+    for row in rows:
+        print(
+            f"{row['variant']:<28}{row['median_bytes']:>10,}{row['mean_bytes']:>10,}{row['p90_bytes']:>10,}"
+            f"{row['progress']:>10.3f}{row['progress_top3']:>8.2f}{row['top1_points_lost']:>12.2f}"
+        )
+
+
+def plot(rows: list[dict[str, object]], path: Path) -> None:
+    """Draw bytes against progress as an SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "convergence"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    line = [row for row in rows if str(row["variant"]).startswith("threshold") and "no basis" not in row["variant"]]
+    axes.plot([r["median_bytes"] for r in line], [r["progress"] for r in line], "o-", label="threshold, principal axes")
+    for row in rows:
+        if row not in line and row["variant"] != "float32":
+            axes.plot(row["median_bytes"], row["progress"], "s", label=row["variant"])
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="median bytes of an update (log)", ylabel="share of float32's progress kept")
+    axes.legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def full(base: Base) -> dict[str, object]:
+    """Run everything and store the result."""
+    folder = CACHE / "convergence" / inputs_hash(base)[:16]
+    names = [each.name for each in VARIANTS] + [each.name for each in TIMINGS]
+    records = run_all(names, SEEDS, "test", folder)
+    rows = summarize(records, SEEDS)
+    recall = {t.name: [records[t.name, seed]["top3"] for seed in SEEDS] for t in TIMINGS}
+    sync, stale = (recall[t.name] for t in TIMINGS)
+    claim = next(row for row in rows if row["variant"] == CLAIM)
+    wide = next(row for row in rows if row["variant"] == WIDE)
+    report = {
+        "benchmark": "convergence", "params": base.layout.size, "seeds": len(SEEDS), "steps": STEPS, "goal": GOAL,
+        "words": records["float32", SEEDS[0]]["words"], "progress": claim["progress"],
+        "progress_top3": claim["progress_top3"], "median_bytes": claim["median_bytes"],
+        "mean_bytes": claim["mean_bytes"], "top1_points_lost": claim["top1_points_lost"],
+        "progress_24kb": wide["progress"], "median_bytes_24kb": wide["median_bytes"],
+        "async_vs_sync": round(float(np.mean(np.array(stale) / np.array(sync))), 4), "recall": recall,
+        "float32": {key: [records["float32", s][key] for s in SEEDS] for key in ("loss", "top1", "top3")},
+        "frontier": rows, "base": base.sha256, "inputs": inputs_hash(base), "commit": _commit(),
+        "versions": {name: version(name) for name in ("ai-edge-litert", "numpy", "zstandard", "chitchat-dataset")},
+    }  # fmt: skip
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+    plot(rows, ROOT / "docs" / "convergence.svg")
+    return report
+
+
+def bar(base: Base) -> dict[str, object]:
+    """Check the stored result and run seed 1's pair again. Raises `SystemExit` where they differ."""
+    if not RESULT.exists():
+        raise SystemExit("no stored result: python -m benchmarks.convergence --full")
+    stored: dict[str, object] = json.loads(RESULT.read_text())
+    same = stored["inputs"] == inputs_hash(base)
+    folder = CACHE / "convergence-bar" / inputs_hash(base)[:16]
+    records = run_all(["float32", CLAIM], SEEDS[:1], "test", folder)
+    own, whole = records[CLAIM, 1], records["float32", 1]
+    again = (own["loss"][0] - own["loss"][1]) / (whole["loss"][0] - whole["loss"][1])
+    claim = next(row for row in stored["frontier"] if row["variant"] == CLAIM)
+    was = claim["progress_by_seed"][0]
+    if same and abs(again - was) > BAR_TOLERANCE:
+        raise SystemExit(f"seed 1 kept {was} when it was stored and keeps {again:.3f} now")
+    return {**stored, "stored_inputs_match": same, "seed_1_again": round(again, 3),
+            "seed_1_median_bytes_again": float(np.median(own["bytes"]))}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--full", action="store_true", help="run everything and store the result")
+    which.add_argument("--bar", action="store_true", help="check the stored result, run one seed again (default)")
+    which.add_argument("--one", metavar="NAME", help="one run of a variant; prints its record")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--split", choices=("dev", "test"), default="test")
+    asked = parser.parse_args()
+    base = learning_base.load()
+    if asked.one:
+        timing = next((each for each in TIMINGS if each.name == asked.one), None)
+        if timing is not None:
+            print(json.dumps(run_timing(base, timing, asked.seed, asked.split)))
+            return
+        variant = next(each for each in VARIANTS if each.name == asked.one)
+        print(json.dumps(run_variant(base, variant, asked.seed, asked.split)))
+        return
+    report = full(base) if asked.full else bar(base)
+    print_table(report["frontier"])
+    print(f"asynchronous / synchronous top-3 recall: {report['async_vs_sync']}")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
