@@ -20,7 +20,6 @@ Both go on where they were stopped.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -188,10 +187,7 @@ def run_timing(base: Base, timing: Timing, seed: int, split: str) -> dict[str, o
 
 def inputs_hash(base: Base) -> str:
     """Return the hash of all that a stored result depends on: base, settings, code."""
-    digest = hashlib.sha256(f"{base.sha256} {learning_base.key()} {SEEDS} {STEPS}".encode())
-    for name in CODE:
-        digest.update((ROOT / name).read_bytes())
-    return digest.hexdigest()
+    return learning_base.hash_of(f"{base.sha256} {SEEDS} {STEPS}", CODE)
 
 
 def _record(name: str, seed: int, split: str, folder: Path) -> dict[str, object]:

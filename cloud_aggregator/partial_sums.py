@@ -69,7 +69,11 @@ def unpack_members(stored: PartialSums) -> list[int]:
     steps = _unpack(stored.members, stored.count)
     if len(steps) and int(steps.min()) < 1:
         raise StorageFailed("the members of a stored sum rise, and do not here")
-    return [int(number) for number in np.cumsum(steps)]
+    numbers = np.cumsum(steps)
+    # Steps whose sum leaves int64 come round to negative numbers.
+    if len(numbers) and int(numbers.min()) < 1:
+        raise StorageFailed("the members of a stored sum are row ids, and are not here")
+    return [int(number) for number in numbers]
 
 
 def unpack_sums(stored: PartialSums, size: int) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ The rules:
 This module imports no numpy, so that the idle supervisor stays small.
 """
 
-from typing import Annotated, Literal, TypeVar
+import functools
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -336,6 +337,13 @@ class _Tagged(msgspec.Struct):
     type: str
 
 
+_NO_MESSAGE = "no-message"
+
+
+class _NoMessage(msgspec.Struct, frozen=True, tag=_NO_MESSAGE):
+    """Stands beside the expected type; never sent."""
+
+
 def decode_message(data: bytes, expected: type[Message]) -> Message:
     """Read one message of type `expected` (a message class or a union of them).
 
@@ -344,12 +352,21 @@ def decode_message(data: bytes, expected: type[Message]) -> Message:
     if len(data) > MAX_MESSAGE_BYTES:
         raise Malformed(f"a message has at most {MAX_MESSAGE_BYTES} bytes, got {len(data)}")
     try:
-        return msgspec.msgpack.decode(data, type=expected)
+        message: Message | _NoMessage = _decoder_of(expected).decode(data)  # type: ignore[arg-type] # a type is hashable
     except (msgspec.DecodeError, RecursionError, ValueError) as e:
         tag = _tag_of(data)
         if tag is not None and tag not in _TAGS:
             raise Unsupported(f"this side knows no message of type {tag[:40]!r}") from e
         raise Malformed(f"a message is a MessagePack map of the contract's fields: {e}") from e
+    if isinstance(message, _NoMessage):
+        raise Unsupported(f"this side knows no message of type {_NO_MESSAGE!r}")
+    return message
+
+
+@functools.cache
+def _decoder_of(expected: Any) -> "msgspec.msgpack.Decoder[Any]":
+    # Of a single type msgspec takes a map without the tag; of one among several it does not.
+    return msgspec.msgpack.Decoder(expected | _NoMessage)
 
 
 def _tag_of(data: bytes) -> str | None:

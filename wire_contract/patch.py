@@ -49,7 +49,12 @@ def read_tensors(data: bytes, manifest: Manifest) -> Tensors:
 
 def _read(data: bytes, tensor: TensorEntry) -> NDArray[np.float32]:
     if tensor.kind == "int8":
-        return stored_codes(data, tensor).astype(np.float32) * stored_scale(data, tensor)
+        scale = stored_scale(data, tensor)
+        with np.errstate(over="ignore"):
+            values: NDArray[np.float32] = stored_codes(data, tensor).astype(np.float32) * scale
+        if not np.isfinite(values).all():
+            raise Malformed(f"weights are finite, got a scale of {scale} for {tensor.name}")
+        return values
     return stored_floats(data, tensor)
 
 
