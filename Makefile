@@ -9,7 +9,7 @@ PIP_FLAGS := --disable-pip-version-check --no-input -q
 ARGS ?=
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help demo test check test-system environments lock format clean
+.PHONY: help demo test check test-system environments lock format clean bench-setup
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
@@ -52,6 +52,12 @@ check: environments ## ruff, mypy (strict), import-linter
 
 format: environments ## let ruff write the code's form
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+bench-setup: environments ## make what benchmarks need: peers' environments, the converged base, real deltas (15 minutes)
+	@$(VENV)/bin/python -m benchmarks.peer_environments
+	@$(VENV)/bin/python -m benchmarks.learning_inputs
+
+bench-uplink bench-downlink bench-aggregate: bench-setup
 
 bench-%: environments ## run benchmarks/NAME.py: make bench-train_step
 	@$(VENV)/bin/python -m benchmarks.$* $(ARGS)

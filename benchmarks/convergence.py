@@ -24,8 +24,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,7 @@ from fleet_simulator.learning import (
     run,
     with_index_set,
 )
+from keyboard_demo.typists import Split
 from wire_contract.basis import Basis, decode_basis
 from wire_contract.messages import CodecPlan, Plan
 from wire_contract.patch import read_tensors
@@ -68,8 +70,8 @@ CODE: Final = (
 OLD_TOPK: Final = CodecPlan(mode="topk4", kept=0.01)
 
 
-def _threshold(least: float) -> CodecPlan:
-    return CodecPlan(mode="topk", bits=4, kept=0.1, threshold=least)
+def _threshold(least: float, bits: int = 2) -> CodecPlan:
+    return CodecPlan(mode="topk", bits=bits, kept=0.1, threshold=least)
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ class Variant:
 VARIANTS: Final = (
     Variant("float32", float32=True),
     Variant("topk 1 %, error feedback", OLD_TOPK, residual_keep=1.0),
-    Variant("threshold 12 kB, no basis", _threshold(1.2e-3)),
-    Variant("threshold 6 kB", _threshold(1.7e-3), principal=True),
-    Variant("threshold 12 kB", _threshold(1.1e-3), principal=True),
-    Variant("threshold 24 kB", _threshold(6.5e-4), principal=True),
-    Variant("threshold 48 kB", _threshold(3.5e-4), principal=True),
+    Variant("threshold 12 kB, no basis", _threshold(9.4e-4)),
+    Variant("threshold 12 kB, 4 bits", _threshold(1.06e-3, 4), principal=True),
+    Variant("threshold 6 kB", _threshold(1.4e-3), principal=True),
+    Variant("threshold 12 kB", _threshold(8.6e-4), principal=True),
+    Variant("threshold 24 kB", _threshold(4.3e-4), principal=True),
+    Variant("threshold 48 kB", _threshold(2.4e-4, 4), principal=True),
     Variant("shared 5 %", CodecPlan(mode="shared", kept=0.05, bits=4, unit=2.0**-9), shared=True, residual_keep=1.0),
 )
 CLAIM: Final = "threshold 12 kB"
@@ -138,8 +141,8 @@ def basis_of(base: Base) -> Basis:
     return decode_basis(principal_axes(tensors, base.layout, words=base.manifest.vocabulary_words))
 
 
-def run_variant(base: Base, variant: Variant, seed: int, split: str, steps: int = STEPS) -> dict[str, object]:
-    """Return one run's record: scores before and after, bytes of each update, verdicts."""
+def learn(base: Base, variant: Variant, seed: int, observe: Callable[[Round], None]) -> Round:
+    """Run the 36 steps of one variant and return the last."""
     settings = population(variant, base.converged.optimizer.step)
     index_set = basis = None
     if variant.shared:
@@ -149,13 +152,23 @@ def run_variant(base: Base, variant: Variant, seed: int, split: str, steps: int 
         basis = basis_of(base)
         codec_plan = msgspec.structs.replace(settings.plan.codec, basis=basis.sha256)
         settings = msgspec.structs.replace(settings, plan=msgspec.structs.replace(settings.plan, codec=codec_plan))
-    runner = base.runner()
+    learning = LearningSettings(settings, STEPS, seed=seed, float32=variant.float32)
     streams = base.streams(learning_base.halves()[1])
+    return run(Fleet(streams, base.converged, learning, base.runner(), index_set, basis), observe)
+
+
+def run_variant(base: Base, variant: Variant, seed: int, split: Split) -> dict[str, object]:
+    """Return one run's record: scores before and after, bytes of each update, verdicts."""
+    sizes: list[int] = []
+    refused: list[str] = []
+
+    def observe(made: Round) -> None:
+        sizes.extend(made.update_bytes)
+        refused.extend(made.refused)
+
+    last = learn(base, variant, seed, observe)
+    runner = base.runner()
     tails = base.tails(learning_base.people(split), TAIL_IDS)
-    learning = LearningSettings(settings, steps, seed=seed, float32=variant.float32)
-    made: list[Round] = []
-    fleet = Fleet(streams, base.converged, learning, runner, index_set, basis)
-    last = run(fleet, lambda each: made.append(replace(each, file=b"")))
     before = base.score(runner, base.converged.file, tails)
     after = base.score(runner, last.file, tails)
     return {
@@ -166,12 +179,12 @@ def run_variant(base: Base, variant: Variant, seed: int, split: str, steps: int 
         "loss": [before.mean_loss, after.mean_loss],
         "top1": [before.top1, after.top1],
         "top3": [before.top3, after.top3],
-        "bytes": [size for each in made for size in each.update_bytes],
-        "refused": [name for each in made for name in each.refused],
+        "bytes": sizes,
+        "refused": refused,
     }
 
 
-def run_timing(base: Base, timing: Timing, seed: int, split: str) -> dict[str, object]:
+def run_timing(base: Base, timing: Timing, seed: int, split: Split) -> dict[str, object]:
     """Return one asynchronous or synchronous run's record."""
     plan = Plan(rows=64, epochs=1, learning_rate=1.0, dropout=0.2, example_cap=64)
     settings = PopulationSettings(goal_count=GOAL, plan=plan, optimizer=timing.optimizer)
@@ -331,7 +344,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     asked = parser.parse_args()
-    base = learning_base.load()
+    base = learning_base.load(make=not asked.one)
     if asked.one:
         timing = next((each for each in TIMINGS if each.name == asked.one), None)
         if timing is not None:

@@ -24,8 +24,9 @@ CHUNK_BYTES = 32_768
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One update: its id, its messages (the init and one chunk), and the row that they become."""
+    """One update: its number and id, its messages (the init and one chunk), and the row that they become."""
 
+    number: int
     update_id: str
     messages: tuple[Message, Message]
     row: UpdateRecord
@@ -95,4 +96,4 @@ class Fleet:
             init_sha256=hashlib.sha256(signed).hexdigest(), finished_at=NOW, arrived_at=NOW, state="open",
             base_version=1,
         )  # fmt: skip
-        return Update(update_id, messages, row, sealed)
+        return Update(number, update_id, messages, row, sealed)

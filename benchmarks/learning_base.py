@@ -210,14 +210,19 @@ def _make_converged(folder: Path, manifest: Manifest, vocabulary: Vocabulary, pu
     part = path.with_suffix(".part.npz")
     np.savez(
         part, master=state.master, m=state.m, v=state.v, step=state.step,
-        file=np.frombuffer(last.file, np.uint8), history=np.stack(versions),
+        model=np.frombuffer(last.file, np.uint8), history=np.stack(versions),
     )  # fmt: skip
     part.rename(path)
 
 
-def load() -> Base:
-    """Return the base, made first if this code's is not there. Raises `SystemExit` naming what is missing."""
+def load(*, make: bool = True) -> Base:
+    """Return the base, made first if this code's is not there. Raises `SystemExit` naming what is missing.
+
+    With `make` False it is not made: a process of many would make it beside the others, or with other code.
+    """
     public_folder, folder = CACHE / "public" / public_key(), CACHE / "base" / key()
+    if not make and not (folder / "converged.npz").exists():
+        raise SystemExit(f"the base {key()} is not there: python -m benchmarks.learning_base")
     for each in (public_folder, folder):
         each.mkdir(parents=True, exist_ok=True)
     _make_public(public_folder)
@@ -226,7 +231,7 @@ def load() -> Base:
     data = (folder / "converged.npz").read_bytes()
     with np.load(folder / "converged.npz") as kept:
         state = OptimizerState(kept["master"], kept["m"], kept["v"], int(kept["step"]))
-        converged = Start(manifest, kept["file"].tobytes(), state)
+        converged = Start(manifest, kept["model"].tobytes(), state)
         history = tuple(kept["history"])
     return Base(folder, manifest, layout, vocabulary, public, converged, history, hashlib.sha256(data).hexdigest())
 

@@ -23,7 +23,7 @@ The rules, cheap checks first, nothing of the update is believed before its chec
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -34,7 +34,7 @@ from wire_contract import codec, envelope
 from wire_contract.codec import SparseVector
 from wire_contract.errors import ContractError, Malformed, Unsupported, Untrusted
 from wire_contract.index_set import IndexSet
-from wire_contract.messages import Plan, UpdateHeader, UpdateInit, decode_message, examples_share
+from wire_contract.messages import CodecPlan, Plan, UpdateHeader, UpdateInit, decode_message, examples_share
 from wire_contract.topics import UpdateTopic
 
 VerdictName = Literal[
@@ -69,9 +69,20 @@ def no_index_set(wanted: bytes) -> IndexSet | None:
     return None
 
 
+class Decode(Protocol):
+    """`codec.decode`, or a kernel's (`aggregation_kernel`), which gives the same vector or the same error."""
+
+    def __call__(
+        self, data: bytes, *, size: int, plan: CodecPlan | None = None, index_set: IndexSet | None = None
+    ) -> SparseVector: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an update is measured by; times in seconds. `index_set` finds a set by the 8 bytes that an update names."""
+    """What an update is measured by; times in seconds. `index_set` finds a set by the 8 bytes that an update names.
+
+    `decode` is the machine's matter and changes no verdict.
+    """
 
     population: str
     task: str
@@ -81,6 +92,7 @@ class Rules:
     lease_grace_s: int
     maximum_age_s: int
     index_set: Callable[[bytes], IndexSet | None] = no_index_set
+    decode: Decode = codec.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +192,7 @@ def read_vector(plain: bytes, rules: Rules) -> SparseVector:
     index_set = None if wanted is None else rules.index_set(wanted)
     if wanted is not None and index_set is None:
         raise Unsupported(f"no plan of this population has named the index set {wanted.hex()}")
-    return codec.decode(plain, size=rules.size, plan=rules.plan.codec, index_set=index_set)
+    return rules.decode(plain, size=rules.size, plan=rules.plan.codec, index_set=index_set)
 
 
 def _refuse_unopened(update: Arrived, rules: Rules, now: int) -> Verdict | None:

@@ -38,6 +38,10 @@ class Kernel(Protocol):
     def name(self) -> str:
         """Which code runs now: "numpy" or "numba"."""
 
+    @property
+    def unavailable(self) -> str:
+        """Why it is not the compiled one although that was wanted; empty if it is, or was not wanted yet."""
+
     def decode(
         self, data: bytes, *, size: int, plan: CodecPlan | None = None, index_set: IndexSet | None = None
     ) -> SparseVector:
@@ -56,6 +60,7 @@ class NumpyKernel:
     """The reference: the contract's decoder and the buffer's rule."""
 
     name = "numpy"
+    unavailable = ""
 
     def decode(
         self, data: bytes, *, size: int, plan: CodecPlan | None = None, index_set: IndexSet | None = None
@@ -70,18 +75,26 @@ class NumpyKernel:
         into.fold(codec.decode(data, size=len(into.sums), index_set=index_set), weight)
 
 
+NUMPY_KERNEL: Final = NumpyKernel()
+
+
 class PatientKernel:
     """numpy first; the compiled kernel once `after` updates have come, if it can be had."""
 
     def __init__(self, after: int = COMPILE_AFTER) -> None:
         self._kernel: Kernel = NumpyKernel()
         self._left = after
-        self.unavailable = ""
+        self._unavailable = ""
 
     @property
     def name(self) -> str:
         """Which code runs now."""
         return self._kernel.name
+
+    @property
+    def unavailable(self) -> str:
+        """See `Kernel`."""
+        return self._unavailable
 
     def decode(
         self, data: bytes, *, size: int, plan: CodecPlan | None = None, index_set: IndexSet | None = None
@@ -101,7 +114,7 @@ class PatientKernel:
             try:
                 self._kernel = compiled_kernel()
             except KernelUnavailable as e:
-                self.unavailable = str(e)
+                self._unavailable = str(e)
         return self._kernel
 
 

@@ -174,6 +174,9 @@ def status(arguments: argparse.Namespace) -> Result:
     lines = [answer["health"]]
     for population in answer["populations"]:
         lines += ["", describe(population)]
+    if answer["kernel"]:
+        why = answer["kernel"]["unavailable"]
+        lines += ["", f"updates are decoded by: {answer['kernel']['name']}" + (f" ({why})" if why else "")]
     if answer["events"]:
         lines += ["", "refused at the door: " + ", ".join(f"{kind} {n}" for kind, n in answer["events"].items())]
     if not answer["populations"]:

@@ -14,22 +14,19 @@ The loops are plain functions: without numba they run too, slowly, and say the s
 import functools
 import os
 import struct
-import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from cloud_aggregator.aggregation_kernel import Kernel, KernelUnavailable, NumpyKernel
 from cloud_aggregator.buffer import MAX_MAGNITUDE, Accumulator, check_room, check_weight, in_units
 from wire_contract import codec
 from wire_contract.codec import SparseVector
-from wire_contract.entropy import ENTROPY_CODES
+from wire_contract.entropy import ENTROPY_NAMES, decompress
 from wire_contract.errors import ContractError
 from wire_contract.index_set import ID_BYTES, IndexSet
 from wire_contract.leb128 import MAX_BYTES
@@ -46,7 +43,6 @@ Floats = NDArray[np.float64]
 _HEADER: Final = struct.Struct("<4sBBBBIIfI")
 _WIDTHS: Final = {0: 4, 1: 1, 2: 2, 8: 8}
 _MAX_STEPS: Final = 126 * 16
-_WINDOW_BYTES: Final = 1 << 23
 
 
 def scan(body: Bytes, gap_bytes: int, count: int, size: int, bits: int, indices: Indices) -> bool:
@@ -189,6 +185,11 @@ class CompiledKernel:
         """See `Kernel`."""
         return "numba"
 
+    @property
+    def unavailable(self) -> str:
+        """See `Kernel`."""
+        return ""
+
     @classmethod
     def load(cls) -> "CompiledKernel":
         """Compile the loops, or read them from the cache. Raises `KernelUnavailable`."""
@@ -252,6 +253,8 @@ class CompiledKernel:
             return None
         if step < 1 or step * ((1 << (bits - 1)) - 1) > _MAX_STEPS or not 0 < k <= min(n, codec.MAX_KEPT):
             return None
+        if plan is not None and k > codec.kept_count(plan, size):
+            return None
         code_bytes = (k * bits + 7) // 8
         gap_bytes = body_bytes - code_bytes
         if not k <= gap_bytes <= MAX_BYTES * k:
@@ -291,39 +294,12 @@ class CompiledKernel:
 
 
 def _decompress(packed: bytes, size: int, entropy: int) -> bytes | None:
-    """Return exactly `size` bytes that fill the stage's one stream, or None; never more memory than they take."""
-    if entropy == ENTROPY_CODES["none"]:
-        return packed if len(packed) == size else None
+    """Return the body of exactly `size` bytes, or None."""
+    name = ENTROPY_NAMES.get(entropy)
     try:
-        if entropy == ENTROPY_CODES["zstd"]:
-            frame = zstandard.get_frame_parameters(packed)
-            # A frame that states its size makes the library take that much, whatever bound it was given.
-            if frame.window_size > _WINDOW_BYTES or frame.content_size not in (zstandard.CONTENTSIZE_UNKNOWN, size):
-                return None
-            body: bytes = _decompressor().decompress(
-                packed, max_output_size=size, read_across_frames=False, allow_extra_data=False
-            )
-        elif entropy == ENTROPY_CODES["deflate"]:
-            inflate = zlib.decompressobj(-15)
-            body = inflate.decompress(packed, size + 1)
-            if not inflate.eof or inflate.unused_data:
-                return None
-        else:
-            return None
-    except (zstandard.ZstdError, zlib.error):
+        return None if name is None else decompress(packed, size, name)
+    except ContractError:
         return None
-    return body if len(body) == size else None
-
-
-_of_thread = threading.local()
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    """Return this thread's decompressor: making one takes as long as half an update, and none may be shared."""
-    found: zstandard.ZstdDecompressor | None = getattr(_of_thread, "zstd", None)
-    if found is None:
-        found = _of_thread.zstd = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-    return found
 
 
 def _cache_folder() -> Path:

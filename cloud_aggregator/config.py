@@ -64,8 +64,9 @@ class IndexSetSettings(msgspec.Struct, frozen=True, kw_only=True):
 class PopulationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How one population learns. Times are seconds; see `rounds.RoundRules`, `leases`, `admission.Rules`.
 
-    `hysteresis`: how many codes a weight moves before its published code follows (0: every code is the nearest); see
-    `wire_contract.patch`.
+    `principal_axes`, for mode "topk" alone: the aggregator makes a basis at the import, and updates are in its axes;
+    see `bases`. `hysteresis`: how many codes a weight moves before its published code follows (0: every code is the
+    nearest); see `wire_contract.patch`.
     """
 
     goal_count: Count = 20
@@ -77,6 +78,7 @@ class PopulationSettings(msgspec.Struct, frozen=True, kw_only=True):
     manifest_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
     plan: Plan = Plan()
     index_set: IndexSetSettings = IndexSetSettings()
+    principal_axes: bool = False
     optimizer: OptimizerSettings = OptimizerSettings()
     pace: PaceSettings = PaceSettings()
     release: ReleaseSettings = ReleaseSettings()
@@ -97,6 +99,10 @@ def check_population(settings: PopulationSettings) -> None:
         wrong.append(f"plan.codec: {e}")
     if settings.plan.codec.index_set:
         wrong.append("plan.codec.index_set is the aggregator's to name, leave it out")
+    if settings.plan.codec.basis:
+        wrong.append("plan.codec.basis is the aggregator's to name, leave it out and set principal_axes")
+    if settings.principal_axes and settings.plan.codec.mode != "topk":
+        wrong.append(f'principal_axes goes with plan.codec.mode "topk" alone, got {settings.plan.codec.mode[:40]!r}')
     if settings.pace.minimum_seconds > settings.pace.maximum_seconds:
         pace = settings.pace
         wrong.append(

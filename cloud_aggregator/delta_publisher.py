@@ -5,16 +5,15 @@ The rules:
   numpy, which let the others run meanwhile;
 - what neighbours need is made when a version is announced, anything else at the first request; every answer is kept,
   also that a pair has no delta worth sending;
-- few pairs may wait, and a request waits a bounded time: then there is no delta for it, and the device takes the file;
+- nobody who asks is kept waiting: a pair that is not here is begun, and whoever asked looks again. Few pairs may be
+  begun at once; for another there is no delta, and the device takes the file;
 - a delta is stored only if applying it gives the target byte for byte;
 - what `deltas` says is unneeded is deleted whenever a version is announced.
 """
 
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +29,6 @@ from wire_contract.manifest import Manifest, decode_manifest
 
 MAX_WAITING: Final = 32
 MAX_TROUBLES: Final = 16
-# Less than a device waits for the first byte.
-WAIT_S: Final = 10.0
 
 
 class NoDeltas:
@@ -40,8 +37,11 @@ class NoDeltas:
     def prepare(self, population: str) -> None:
         """Make nothing."""
 
-    def path(self, population: str, pair: Pair, wait_s: float = 0.0) -> Path | None:
+    def path(self, pair: Pair) -> Path | None:
         return None
+
+    def begin(self, population: str, pair: Pair) -> None:
+        """Make nothing."""
 
     def makes(self, pair: Pair) -> bool:
         return False
@@ -65,24 +65,36 @@ class DeltaPublisher:
         self._cache = cache
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="deltas")
         self._lock = threading.Lock()
-        self._making: dict[Pair, Future[Path | None]] = {}
+        self._making: set[Pair] = set()
+        self._preparing: set[str] = set()
         self._troubles: deque[str] = deque(maxlen=MAX_TROUBLES)
         self._closed = False
 
     def prepare(self, population: str) -> None:
         with self._lock:
-            if not self._closed:
+            # Steps may come faster than deltas: one that waits does for all versions until it begins.
+            if not self._closed and population not in self._preparing:
+                self._preparing.add(population)
                 self._pool.submit(self._prepare, population)
 
-    def path(self, population: str, pair: Pair, wait_s: float = WAIT_S) -> Path | None:
+    def path(self, pair: Pair) -> Path | None:
         cached = self._cache.path(pair)
-        if cached is None:
-            cached = self._await(population, pair, wait_s)
         try:
             return cached if cached is not None and cached.stat().st_size else None
         except FileNotFoundError:
             # Its target went out of date in this moment.
             return None
+
+    def begin(self, population: str, pair: Pair) -> None:
+        # Strangers may ask for anything; only what a device can need is made.
+        if self.makes(pair) or self._cache.path(pair) is not None:
+            return
+        if not (self._held(pair.base) and self._held(pair.target)):
+            return
+        with self._database.reading() as records:
+            offered = self._history(records, population).offers(pair)
+        if offered:
+            self._submit(population, pair)
 
     def makes(self, pair: Pair) -> bool:
         with self._lock:
@@ -99,24 +111,6 @@ class DeltaPublisher:
             self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _await(self, population: str, pair: Pair, wait_s: float) -> Path | None:
-        with self._lock:
-            future = self._making.get(pair)
-        if future is None:
-            # Strangers may ask for anything; only what a device can need is made.
-            if not (self._held(pair.base) and self._held(pair.target)):
-                return None
-            with self._database.reading() as records:
-                if not self._history(records, population).offers(pair):
-                    return None
-            future = self._submit(population, pair)
-        if future is None:
-            return None
-        try:
-            return future.result(timeout=wait_s)
-        except FutureTimeout:
-            return None
-
     def _held(self, sha256: str) -> bool:
         try:
             self._blobs.path(sha256)
@@ -124,21 +118,23 @@ class DeltaPublisher:
             return False
         return True
 
-    def _submit(self, population: str, pair: Pair) -> "Future[Path | None] | None":
+    def _submit(self, population: str, pair: Pair) -> None:
         with self._lock:
-            if pair in self._making:
-                return self._making[pair]
-            if self._closed or len(self._making) >= MAX_WAITING:
-                return None
-            future = self._making[pair] = self._pool.submit(self._make, population, pair)
-        future.add_done_callback(partial(self._made, pair))
-        return future
+            if self._closed or pair in self._making or len(self._making) >= MAX_WAITING:
+                return
+            self._making.add(pair)
+            self._pool.submit(self._make_begun, population, pair)
 
-    def _made(self, pair: Pair, _future: "Future[Path | None]") -> None:
-        with self._lock:
-            self._making.pop(pair, None)
+    def _make_begun(self, population: str, pair: Pair) -> None:
+        try:
+            self._make(population, pair)
+        finally:
+            with self._lock:
+                self._making.discard(pair)
 
     def _prepare(self, population: str) -> None:
+        with self._lock:
+            self._preparing.discard(population)
         try:
             with self._database.reading() as records:
                 names = [record.population for record in records.populations()]
@@ -153,29 +149,27 @@ class DeltaPublisher:
             if len(track) > 1:
                 self._make(population, Pair(track[1], track[0]))
 
-    def _make(self, population: str, pair: Pair) -> Path | None:
-        """Return the file of the pair's delta, made if need be; None after a failure, which `troubles` tells."""
-        known = self._cache.path(pair)
-        if known is not None:
-            return known
+    def _make(self, population: str, pair: Pair) -> None:
+        """Make the pair's delta if need be; `troubles` tells a failure."""
         try:
+            if self._cache.path(pair) is not None:
+                return
             with self._database.reading() as records:
                 history = self._history(records, population)
                 record = _population(records, population)
             if record is None:
-                return None
+                return
             manifest = decode_manifest(envelope.read_envelope(record.signed_template).body)
             direct = self._encoded(pair, manifest)
             candidates = [direct]
             if worth_a_chain(len(direct), manifest.size_bytes) and (hops := hops_between(history, pair)):
                 candidates.append(delta.chain([self._hop(hop, manifest) for hop in hops]))
-            return self._cache.put(pair, choose(candidates, manifest.size_bytes) or b"")
+            self._cache.put(pair, choose(candidates, manifest.size_bytes) or b"")
         except NotFound:
             # The base is so old that housekeeping has deleted it.
-            return None
+            return
         except Exception as e:  # noqa: BLE001 - whatever stops a delta stops nothing else: the file is there
             self._troubles.append(f"the delta {pair.base[:12]} to {pair.target[:12]}: {type(e).__name__}: {e}")
-            return None
 
     def _hop(self, pair: Pair, manifest: Manifest) -> bytes:
         cached = self._cache.path(pair)

@@ -42,6 +42,10 @@ class StorageFull(StorageFailed):
     """There is no room: nothing was acknowledged, and it goes on by itself once there is some."""
 
 
+class Unstorable(AggregatorError):  # noqa: N818
+    """The database cannot hold a value: to give it again would not help."""
+
+
 class BrokerUnreachable(AggregatorError):  # noqa: N818
     """The broker did not start or does not answer."""
 

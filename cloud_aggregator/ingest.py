@@ -223,7 +223,9 @@ def _refuse_at_door(
     group: IntakeGroup, topic: UpdateTopic, verdict: Verdict, init_sha256: str, stored: UpdateRecord | None, now: int
 ) -> None:
     group.add_event(verdict.name, topic.device, verdict.reason)
-    if stored is not None or group.count_refused_at_door(topic.device) >= MAX_REFUSED_AT_DOOR:
+    if stored is not None or group.has_init(topic.update_id, init_sha256):
+        return
+    if group.count_refused_at_door(topic.device) >= MAX_REFUSED_AT_DOOR:
         return
     group.add_update(
         UpdateRecord(

@@ -65,6 +65,10 @@ class IntakeGroup:
         """The one verified update of this id, or else one refused at the door."""
         return self._updates.get(update_id)
 
+    def has_init(self, update_id: str, init_sha256: str) -> bool:
+        """Whether this very init has a row, be it verified or refused."""
+        return (update_id, init_sha256) in self._new or self._records.has_init(update_id, init_sha256)
+
     def lease(self, task: str, device: str, lease: str) -> Lease | None:
         found = self._leases.get(lease)
         return found if found is not None and (found.task, found.device) == (task, device) else None

@@ -6,6 +6,8 @@ The rules:
   device asks for more when it has these;
 - each device has so many bytes a day, and all of them together so many a second; both are counted in memory, so a
   restart forgives what was used;
+- a request is answered once, and an older one of the same device not at all: whoever plays requests again must not use
+  up the device's bytes. A device whose clock went back is not answered until it has caught up, or after a restart;
 - a piece is read from the file on the disk and not signed: the device believes the whole by the manifest's hash;
 - every denial is signed, and says when to ask again.
 """
@@ -27,18 +29,36 @@ DAY_S: Final = 86_400
 SOON_S: Final = 60
 LATER_S: Final = 3_600
 MAX_BYTES_A_SECOND: Final = 4 * 1024 * 1024
+# Of one device: windows of pieces that come faster exceed the bytes a second.
+MAX_REQUESTS_A_SECOND: Final = 32
 
 Code = Literal["no_delta", "later", "deltas_only", "off", "not_announced", "past_the_end", "too_much"]
 
 
 @dataclass(slots=True)
 class BrokerBytes:
-    """What went over the broker: to each device on the day of the last answer, to all in its second."""
+    """What went over the broker: to each device on the day of the last answer, to all in its second.
 
+    `asked`: each device's latest request, as its second and the nonces in that second.
+    """
+
+    asked: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)
     day: int = 0
     used: dict[str, int] = field(default_factory=dict)
     second: int = 0
     in_second: int = 0
+
+    def is_next(self, request: ModelRequest) -> bool:
+        """Whether a request is later than all of its device's before it; then it is noted as the latest."""
+        second, nonces = self.asked.get(request.device, (0, frozenset()))
+        if request.sent_at < second:
+            return False
+        if request.sent_at > second:
+            nonces = frozenset()
+        if request.nonce in nonces or len(nonces) >= MAX_REQUESTS_A_SECOND:
+            return False
+        self.asked[request.device] = (request.sent_at, nonces | {request.nonce})
+        return True
 
     def take(self, device: str, size_bytes: int, limit_bytes: int, now: int) -> Code | None:
         """Count `size_bytes` for a device; or return why not, if that were more than `limit_bytes` today."""
@@ -66,18 +86,17 @@ def answer_model_request(
     now: int,
 ) -> list[Outgoing]:
     """Return the pieces that a verified request asks for, or the one denial."""
-    downlink = population.settings.downlink
+    if not sent.is_next(request):
+        return []
+    pieces: list[ModelChunk] | Code
     try:
         found = _file(population, request, deltas, blobs)
-        pieces = [] if isinstance(found, str) else _pieces(found, request)
+        pieces = found if isinstance(found, str) else _pieces(found, request, population, sent, now)
     except (AggregatorError, OSError):
         # Deleted in this moment, or the disk fails: no reason to stop the pass for everybody else.
-        found, pieces = "later", []
-    denied = found if isinstance(found, str) else None if pieces else "past_the_end"
-    size_bytes = sum(len(piece.data) for piece in pieces)
-    denied = denied or sent.take(request.device, size_bytes, downlink.mqtt_bytes_a_day, now)
-    if denied:
-        return [_denial(request, denied, keys, now)]
+        pieces = "later"
+    if isinstance(pieces, str):
+        return [_denial(request, pieces, keys, now)]
     topic = build_topic(DeviceTopic(request.device, "down/model"))
     return [Outgoing(topic, encode_message(piece)) for piece in pieces]
 
@@ -92,10 +111,9 @@ def _file(population: Population, request: ModelRequest, deltas: Deltas, blobs: 
     if not request.held:
         return _blob(blobs, request.wanted) or "not_announced" if allowed == "files" else "deltas_only"
     pair = Pair(request.held, request.wanted)
-    path = deltas.path(population.name, pair, wait_s=0.0)
-    if path is None:
-        return "later" if deltas.makes(pair) else "no_delta"
-    return path
+    deltas.begin(population.name, pair)
+    making = deltas.makes(pair)
+    return deltas.path(pair) or ("later" if making else "no_delta")
 
 
 def _blob(blobs: Blobs, sha256: str) -> Path | None:
@@ -105,19 +123,31 @@ def _blob(blobs: Blobs, sha256: str) -> Path | None:
         return None
 
 
-def _pieces(path: Path, request: ModelRequest) -> list[ModelChunk]:
-    pieces = []
+def _pieces(
+    path: Path, request: ModelRequest, population: Population, sent: BrokerBytes, now: int
+) -> list[ModelChunk] | Code:
+    """Return the pieces, or the code of the denial; nothing is read that may not go out."""
     with path.open("rb") as file:
         size_bytes = file.seek(0, 2)
-        file.seek(request.first * MAX_CHUNK_BYTES)
-        for index in range(request.first, request.first + request.count):
-            data = file.read(MAX_CHUNK_BYTES)
-            if not data:
-                break
-            pieces.append(
-                ModelChunk(wanted=request.wanted, held=request.held, size_bytes=size_bytes, index=index, data=data)
-            )
-    return pieces
+        start = request.first * MAX_CHUNK_BYTES
+        wanted = min(request.count * MAX_CHUNK_BYTES, size_bytes - start)
+        if wanted <= 0:
+            return "past_the_end"
+        denied = sent.take(request.device, wanted, population.settings.downlink.mqtt_bytes_a_day, now)
+        if denied:
+            return denied
+        file.seek(start)
+        data = file.read(wanted)
+    return [
+        ModelChunk(
+            wanted=request.wanted,
+            held=request.held,
+            size_bytes=size_bytes,
+            index=request.first + at // MAX_CHUNK_BYTES,
+            data=data[at : at + MAX_CHUNK_BYTES],
+        )
+        for at in range(0, len(data), MAX_CHUNK_BYTES)
+    ]
 
 
 def _denial(request: ModelRequest, code: Code, keys: ServiceKeys, now: int) -> Outgoing:

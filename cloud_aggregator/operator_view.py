@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from cloud_aggregator import named_basis
+from cloud_aggregator.aggregation_kernel import Kernel
 from cloud_aggregator.back_pressure import Pressure
 from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.errors import NotFound
@@ -37,9 +39,9 @@ def round_id(ordinal: int) -> str:
     return f"r-{ordinal:04d}"
 
 
-def status_view(records: Records, now: int, pressure: Pressure | None = None) -> View:
-    """Return the whole at a glance: a sentence of health, each population's state, and how storage is (None: no service
-    runs, so nobody knows)."""
+def status_view(records: Records, now: int, pressure: Pressure | None = None, kernel: Kernel | None = None) -> View:
+    """Return the whole at a glance: a sentence of health, each population's state, how storage is and which kernel
+    decodes updates (None: no service runs, so nobody knows)."""
     devices = records.devices()
     populations = [_population_view(records, population, devices, now) for population in records.populations()]
     waiting = records.count_updates("received")
@@ -56,6 +58,7 @@ def status_view(records: Records, now: int, pressure: Pressure | None = None) ->
     return {
         "health": health,
         "storage": None if pressure is None else _storage_view(pressure),
+        "kernel": None if kernel is None else {"name": kernel.name, "unavailable": kernel.unavailable},
         "time": iso(now),
         "populations": populations,
         "updates_waiting": waiting,
@@ -103,6 +106,7 @@ def _population_view(records: Records, population: PopulationRecord, devices: li
         "next_release": iso(schedule.next_due) if schedule else None,
         "codec": settings.plan.codec.mode,
         "index_set": next(reversed(names_of(records, population.population)), None),
+        "basis": named_basis.name_of(records, population.population) or None,
     }
 
 

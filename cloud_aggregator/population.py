@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from cloud_aggregator import registry as registries
-from cloud_aggregator.admission import Arrived, Rules, Verdict, admit, read_vector
+from cloud_aggregator.admission import Arrived, Decode, Rules, Verdict, admit, read_vector
 from cloud_aggregator.buffer import Accumulator
 from cloud_aggregator.bundle import Bundle, check_plan
 from cloud_aggregator.config import PopulationSettings, check_population
 from cloud_aggregator.errors import Refused, StorageFailed
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.leases import Lease
+from cloud_aggregator.named_basis import name_basis, read_basis
 from cloud_aggregator.named_sets import NamedSets, name_first, read_names
 from cloud_aggregator.partial_sums import Member, members_hash, pack, unpack_members, unpack_sums
 from cloud_aggregator.ports import Blobs
@@ -39,11 +39,13 @@ from cloud_aggregator.rounds import RoundRules, close_cause
 from cloud_aggregator.server_optimizer import OptimizerState
 from cloud_aggregator.staleness import MAXIMUM
 from cloud_aggregator.training_step import take_step
-from wire_contract import envelope
+from wire_contract import codec, envelope
+from wire_contract.basis import Basis
 from wire_contract.codec import SparseVector
 from wire_contract.layout import Layout
 from wire_contract.manifest import Manifest, decode_manifest, encode_manifest
 from wire_contract.messages import Plan, UpdateHeader, decode_message
+from wire_contract.norm import l2_norm
 from wire_contract.topics import Track
 
 # The key of the sums of a round that has not closed.
@@ -69,6 +71,8 @@ class Population:
     staleness: list[int]
     opened_at: int
     index_sets: NamedSets
+    basis: Basis | None = None
+    decode: Decode = codec.decode
     folded_since_checkpoint: int = 0
 
     @property
@@ -77,12 +81,13 @@ class Population:
 
     @property
     def plan(self) -> Plan:
-        """The plan that offers carry: the operator's, with the index set that is named now."""
-        return plan_of(self.settings, self.index_sets)
+        """The plan that offers carry: the operator's, with the index set that is named now, and the basis."""
+        return plan_of(self.settings, self.index_sets, self.basis)
 
     @property
     def rules(self) -> Rules:
-        return rules_of(self.record, self.settings, self.manifest, self.layout, self.index_sets)
+        rules = rules_of(self.record, self.settings, self.manifest, self.layout, self.index_sets, self.basis)
+        return replace(rules, decode=self.decode)
 
     def staleness_of(self, base_version: int) -> int | None:
         """Return how many steps the training version is ahead of `base_version`; None if that was none."""
@@ -90,22 +95,26 @@ class Population:
         return None if ordinal is None else (self.registry.training.ordinal or 0) - ordinal
 
 
-def plan_of(settings: PopulationSettings, index_sets: NamedSets) -> Plan:
-    """Return the operator's plan with the index set that is named now."""
+def plan_of(settings: PopulationSettings, index_sets: NamedSets, basis: Basis | None) -> Plan:
+    """Return the operator's plan with the index set that is named now, and the population's basis."""
     plan = settings.plan
-    return msgspec.structs.replace(plan, codec=msgspec.structs.replace(plan.codec, index_set=index_sets.current))
+    named = msgspec.structs.replace(
+        plan.codec, index_set=index_sets.current, basis="" if basis is None else basis.sha256
+    )
+    return msgspec.structs.replace(plan, codec=named)
 
 
 def rules_of(
-    record: PopulationRecord, settings: PopulationSettings, manifest: Manifest, layout: Layout, index_sets: NamedSets
-) -> Rules:
+    record: PopulationRecord, settings: PopulationSettings, manifest: Manifest, layout: Layout, index_sets: NamedSets,
+    basis: Basis | None,
+) -> Rules:  # fmt: skip
     """Return what a population's updates are measured by."""
     return Rules(
         population=record.population,
         task=record.task,
         layout_fingerprint=manifest.layout_fingerprint,
         size=layout.size,
-        plan=plan_of(settings, index_sets),
+        plan=plan_of(settings, index_sets, basis),
         lease_grace_s=settings.lease_grace_seconds,
         maximum_age_s=settings.maximum_age_seconds,
         index_set=index_sets.find,
@@ -117,7 +126,8 @@ def found(
 ) -> PopulationRecord:
     """Store a checked bundle as a new population: its version becomes training version and refresh at once.
 
-    Raises `InvalidSetting` for settings that break a rule, `Refused` if the population exists already.
+    Raises `InvalidSetting` for settings that break a rule, `Refused` if the population exists already, or the model
+    cannot have the basis that the settings want.
     """
     check_population(settings)
     manifest = bundle.manifest
@@ -136,6 +146,7 @@ def found(
     blobs.put(bundle.model)
     blobs.put(bundle.vocabulary)
     name_first(records, blobs, manifest, settings)
+    name_basis(records, blobs, bundle, settings)
     version = Registered(manifest.version, manifest.sha256, 0)
     records.add_version(
         VersionRecord(
@@ -172,8 +183,13 @@ def found(
     return record
 
 
-def load(records: Records, blobs: Blobs, record: PopulationRecord, keys: ServiceKeys) -> Population:
-    """Return the population as its committed rows say: the buffer is the accepted updates that no step used."""
+def load(
+    records: Records, blobs: Blobs, record: PopulationRecord, keys: ServiceKeys, decode: Decode = codec.decode
+) -> Population:
+    """Return the population as its committed rows say: the buffer is the accepted updates that no step used.
+
+    `decode` is how this machine reads updates, see `admission.Rules`.
+    """
     settings = msgspec.json.decode(record.settings, type=PopulationSettings)
     manifest = decode_manifest(envelope.verify(record.signed_template, "manifest", record.manifest_key))
     layout = Layout.of(manifest)
@@ -203,6 +219,8 @@ def load(records: Records, blobs: Blobs, record: PopulationRecord, keys: Service
         staleness=[0] * (MAXIMUM + 1),
         opened_at=0,
         index_sets=read_names(records, blobs, record.population),
+        basis=read_basis(records, blobs, record.population),
+        decode=decode,
     )
     _load_buffer(population, records, keys)
     return population
@@ -293,7 +311,7 @@ def admit_one(
         if vector is not None:
             norm = vector.norm()
             _fold(population, row, vector, verdict.weight, verdict.staleness or 0, now)
-    except MemoryError:
+    except (MemoryError, StorageFailed):
         # Says something of this machine, not of the update.
         raise
     except Exception as e:  # noqa: BLE001 - see above
@@ -356,6 +374,7 @@ def close_round(
         manifest=population.manifest,
         layout=population.layout,
         settings=settings,
+        basis=population.basis,
     )
     delta, optimizer, file = step.delta, step.optimizer, step.file
     sha256 = blobs.put(file)
@@ -370,7 +389,7 @@ def close_round(
         cause=cause,
         updates=population.buffer.count,
         staleness=tuple(population.staleness),
-        delta_norm=float(np.sqrt(np.dot(delta.astype(np.float64), delta.astype(np.float64)))),
+        delta_norm=l2_norm(delta),
     )
     records.add_version(version)
     records.set_optimizer(population.name, optimizer)

@@ -64,16 +64,19 @@ class DeltaCache(Protocol):
 
 
 class Deltas(Protocol):
-    """Who makes deltas, beside the service: it never waits for one."""
+    """Who makes deltas, beside the service: nobody who asks is kept waiting."""
 
     def prepare(self, population: str) -> None:
         """Begin to make what devices will ask for first, now that a track of the population announces another file."""
 
-    def path(self, population: str, pair: Pair, wait_s: float = ...) -> Path | None:
-        """Return a delta's file; None if there is none, or if it is not made within `wait_s` real seconds."""
+    def path(self, pair: Pair) -> Path | None:
+        """Return a delta's file if it is here."""
+
+    def begin(self, population: str, pair: Pair) -> None:
+        """Have a delta made that is not here, if a device of the population can need it."""
 
     def makes(self, pair: Pair) -> bool:
-        """Whether a delta is being made now."""
+        """Whether a delta that was begun is not yet made."""
 
     def troubles(self) -> list[str]:
         """Return what has failed since the last call; nothing was lost by it."""

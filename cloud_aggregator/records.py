@@ -277,6 +277,9 @@ class Records(Protocol):
     def updates_of(self, update_ids: Iterable[str]) -> dict[str, UpdateRecord]:
         """What `update` returns, for many ids; those without a row are left out."""
 
+    def has_init(self, update_id: str, init_sha256: str) -> bool:
+        """Whether there is a row of these very bytes, verified or refused."""
+
     def updates_by_id(self, ids: Iterable[int]) -> dict[int, UpdateRecord]: ...
     def count_refused_at_door(self, device: str) -> int: ...
     def received_updates(self, limit: int) -> list[UpdateRecord]:

@@ -22,6 +22,7 @@ from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.errors import NotFound, Refused, StorageFailed
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.leases import Lease
+from cloud_aggregator.named_basis import read_basis
 from cloud_aggregator.named_sets import read_names
 from cloud_aggregator.partial_sums import Member, members_hash, sums_hash, unpack_members, unpack_sums
 from cloud_aggregator.population import judge, rules_of
@@ -89,7 +90,8 @@ class _Audit:
         )
         self._layout = Layout.of(self._manifest)
         sets = read_names(records, blobs, population.population)
-        self._rules = rules_of(population, self._settings, self._manifest, self._layout, sets)
+        self._basis = read_basis(records, blobs, population.population)
+        self._rules = rules_of(population, self._settings, self._manifest, self._layout, sets, self._basis)
         versions = records.versions(population.population)
         self._history = sorted((v for v in versions if v.ordinal is not None), key=lambda v: v.ordinal or 0)
         self._ordinals = {v.version: v.ordinal or 0 for v in self._history}
@@ -150,9 +152,12 @@ class _Audit:
         if sums_hash(buffer.sums) != kept.sums_sha256:
             found = sums_hash(buffer.sums)
             raise _Differs(f"version {version.version}: the sums hash to {found}, {kept.sums_sha256} is recorded")
+        # When the updates are gone these are all that is left of the round.
+        self._recorded_sums(version, kept)
         step = take_step(
-            base.file, base.state, buffer, manifest=self._manifest, layout=self._layout, settings=self._settings
-        )
+            base.file, base.state, buffer, manifest=self._manifest, layout=self._layout, settings=self._settings,
+            basis=self._basis,
+        )  # fmt: skip
         sha256 = hashlib.sha256(step.file).hexdigest()
         if sha256 != version.sha256:
             raise _Differs(f"version {version.version}: its file hashes to {sha256}, {version.sha256} is recorded")
@@ -209,10 +214,13 @@ class _Audit:
                 "replay it from the sums with --from-sums; see keep_updates_days and keep_updates_refreshes",
             )
         self.from_sums.append(version.version)
+        return self._recorded_sums(version, kept)
+
+    def _recorded_sums(self, version: VersionRecord, kept: PartialSums) -> Accumulator:
         try:
             return Accumulator(unpack_sums(kept, self._layout.size), kept.count)
         except StorageFailed as e:
-            raise _Differs(f"version {version.version}: {e}") from e
+            raise _Differs(f"version {version.version}: the record of its sums is damaged: {e}") from e
 
     def _fold_one(
         self, version: VersionRecord, row: UpdateRecord, sealed: bytes, leases: Mapping[str, Lease], buffer: Accumulator
@@ -267,12 +275,20 @@ def replay(
         source = records.version(population.population, target.weights_of or 0)
         if source is None:
             raise NotFound(f"version {version} has the weights of {target.weights_of}, which is not recorded")
+        if source.version >= version:
+            found = f"version {version}: it has the weights of version {source.version}, which came later"
+            return Replay(population.population, version, target.sha256, source.version, 0, 0, differs=found)
         if source.sha256 != target.sha256:
             found = f"version {version}: its file is {target.sha256}, version {source.version}'s is {source.sha256}"
             return Replay(population.population, version, target.sha256, source.version, 0, 0, differs=found)
         again = replay(records, blobs, keys, population, source.version, sums_may_do=sums_may_do)
         return replace(again, version=version, sha256=target.sha256)
-    return _Audit(records, blobs, keys, population, sums_may_do=sums_may_do).run(target)
+    try:
+        return _Audit(records, blobs, keys, population, sums_may_do=sums_may_do).run(target)
+    except (ContractError, ValueError, msgspec.DecodeError) as e:
+        # The steps name what they cannot read; this is the population's own row, or the state to set out from.
+        found = f"what is recorded of population {population.population} cannot be read: {e}"
+        return Replay(population.population, version, target.sha256, 0, 0, 0, differs=found)
 
 
 def find_version(records: Records, population: PopulationRecord, name: str) -> int:

@@ -19,6 +19,7 @@ from functools import partial
 
 from cloud_aggregator import enrolment, named_sets, releases
 from cloud_aggregator.addresses import without_credentials
+from cloud_aggregator.aggregation_kernel import NUMPY_KERNEL, Kernel
 from cloud_aggregator.announcements import announcement_message, current_announcements, renew
 from cloud_aggregator.answers import (
     Load,
@@ -100,12 +101,14 @@ class Service:
         checkpoint_updates: int = CHECKPOINT_UPDATES,
         pressure: BackPressure | None = None,
         deltas: Deltas = NO_DELTAS,
+        kernel: Kernel = NUMPY_KERNEL,
     ) -> None:
         self.database = database
         self.blobs = blobs
         self.keys = keys
         self.clock = clock
         self.deltas = deltas
+        self.kernel = kernel
         self.addresses = Addresses()
         self._transport = transport
         self._entropy = entropy
@@ -378,7 +381,8 @@ class Service:
         with self.database.transaction() as records:
             for record in records.populations():
                 if record.population not in self._populations:
-                    self._populations[record.population] = load(records, self.blobs, record, self.keys)
+                    loaded = load(records, self.blobs, record, self.keys, self.kernel.decode)
+                    self._populations[record.population] = loaded
             self._drain_published(records)
             yield records
 

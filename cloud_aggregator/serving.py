@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +28,11 @@ from cloud_aggregator.adapters.incoming import Grouping
 from cloud_aggregator.adapters.key_files import load_keys, write_secret
 from cloud_aggregator.adapters.mqtt import MqttTransport, parse_broker_url
 from cloud_aggregator.addresses import without_credentials
+from cloud_aggregator.aggregation_kernel import KERNEL_VARIABLE, Kernel, KernelUnavailable, kernel_of
 from cloud_aggregator.back_pressure import BackPressure, Limits
 from cloud_aggregator.config import ServiceSettings
 from cloud_aggregator.delta_publisher import DeltaPublisher
-from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, Refused, StorageFailed
+from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, InvalidSetting, Refused, StorageFailed
 from cloud_aggregator.housekeeping import Retention
 from cloud_aggregator.operator_client import ADDRESS_FILE, OPERATOR_TOKEN
 from cloud_aggregator.service import Gate, Service
@@ -90,6 +91,7 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
     stop, wake = threading.Event(), threading.Event()
     keys = load_keys(data)
     token = operator_token(data)
+    kernel = chosen_kernel(os.environ)
 
     def end(_number: int, _frame: FrameType | None) -> None:
         stop.set()
@@ -130,6 +132,7 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
             pressure=pressure,
             retention=Retention(settings.keep_updates_days, settings.keep_updates_refreshes),
             deltas=deltas,
+            kernel=kernel,
         )
         service.addresses = replace(service.addresses, broker_url=settings.broker.public_url or broker.url)
         http = start_http(
@@ -145,6 +148,14 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
         _write_address(address, http.url, broker)
         ready(broker, http.url)
         take_turns(service, watched, stop, wake, say)
+
+
+def chosen_kernel(environment: Mapping[str, str]) -> Kernel:
+    """Return the kernel that updates are decoded by. Raises `InvalidSetting` for one that is none or cannot run."""
+    try:
+        return kernel_of(environment)
+    except (ValueError, KernelUnavailable) as e:
+        raise InvalidSetting(f"{KERNEL_VARIABLE}: {e}") from e
 
 
 def take_turns(

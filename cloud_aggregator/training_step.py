@@ -42,7 +42,7 @@ def take_step(
 ) -> Step:
     """Return the step of `buffer` from the version whose file is `file` and whose state is `optimizer`.
 
-    `basis` is the one that the updates were sent in.     Raises `ValueError` where the new weights would not be finite.
+    `basis` is the one that the updates were sent in. Raises `ValueError` where the new weights would not be finite.
     """
     delta = buffers.close(buffer, settings.goal_count)
     if basis is not None:

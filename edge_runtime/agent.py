@@ -7,7 +7,7 @@
     HOME/vectors/                      the residual (`adapters.vectors`)
     HOME/checkpoint.npz                a training between two steps (`adapters.checkpoints`)
     HOME/slots, models, manifests, templates, vocabularies/    the versions (`model_slots`)
-    HOME/index_sets/                   what `shared` plans write to (`index_sets`)
+    HOME/index_sets/ HOME/bases/       what plans name beside the base (`public_files`)
     HOME/personal/                     the person's own copy (`adapters.personal_copy`)
 
 The rules:
@@ -67,8 +67,8 @@ if TYPE_CHECKING:
     from edge_runtime.training_task import TrainingTask
 
 CAPABILITIES = (
-    "codec:shared", "codec:topk", "codec:topk4", "entropy:deflate", "entropy:none", "entropy:zstd", "rule:sgd",
-    "signature:train", "signature:train_sampled",
+    "codec:basis", "codec:shared", "codec:threshold", "codec:topk", "codec:topk4", "entropy:deflate", "entropy:none",
+    "entropy:zstd", "rule:sgd", "signature:train", "signature:train_sampled",
 )  # fmt: skip
 ROW_TOKENS = 20
 
@@ -393,7 +393,8 @@ class Agent:
         """Install a version whose pieces have all come over the broker, or ask for the next ones."""
         chunks, now, offer = self._keeper.chunks, self._ports.clock.now(), self._state.offer
         if self._keeper.install_chunks() and self._state.phase is Phase.FETCHING and offer and self._keeper.base(offer):
-            self._apply(session.BaseHeld(now))
+            # Of what the plan names beside the base, something may be missing still.
+            self._apply(self._keeper.fetch_base(offer, self._draw()))
         if decision.may_send and self._link.connected and chunks.due(now):
             nonce = self._ports.entropy(16).hex()
             self._link.request(encode_message(chunks.request(self.identity.device, now, nonce, self._draw())))

@@ -43,8 +43,7 @@ def make(
     """Return the encoded update and the next residual; `base` are the received fleet tensors.
 
     `index_set` is the one that a `shared` plan names, `basis` the one that a `topk` plan names: residual and update are
-    in its axes. Raises `Malformed` if the training left the finite numbers, or
-    the plan's codec cannot be met.
+    in its axes. Raises `Malformed` if the training left the finite numbers, or the plan's codec cannot be met.
     """
     delta = layout.flatten(layout.unpack(result.packed)) - layout.flatten(base)
     plan, clip_norm = offer.plan.codec, offer.plan.clip_norm

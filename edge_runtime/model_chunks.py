@@ -33,7 +33,8 @@ PATIENCE = 5
 class Transfer:
     """What is gathered: the version, the base of its delta ("": the file itself), and the request under way.
 
-    `expected` is the first piece that has not been asked for; `size_bytes` is what the first piece said, 0 before;
+    `expected` is the first piece that has not been asked for; `size_bytes` is what the first piece said, 0 before and
+    after a request that brought none;
     `attempts` counts the requests since the last piece.
     """
 
@@ -109,6 +110,8 @@ class ModelChunks:
             transfer,
             nonce=nonce,
             expected=first + MAX_MODEL_WINDOW,
+            # Nothing came that fits the size that a piece has said: perhaps that piece lied.
+            size_bytes=0 if transfer.attempts else transfer.size_bytes,
             ask_at=now + ANSWER_S + longer,
             attempts=transfer.attempts + 1,
         )

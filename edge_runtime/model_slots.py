@@ -11,9 +11,11 @@ The rules:
 - a file gets its name only after size, hash, template hash and `model_check` agree; then the slot switches by renaming
   one small file; a power cut leaves the old slot or the new one;
 - what is refused leaves no file behind, the slot stays, and the refusal has a name;
-- a delta from what is held comes first, then the whole file; a delta of no use is told in `refused_deltas`, deleted,
+- a delta from what is held comes first, then the whole file; a delta of no use is told in `refused_parts`, deleted,
   and the version is not refused for it;
 - a broken link leaves the `.part`, which the next attempt resumes; after three of a delta the whole file is tried;
+- a file that was begun earlier and turns out wrong is told there too, and fetched once more from its beginning: pieces
+  that came over the broker (`model_chunks`) lie in the same `.part`, and they may have been anybody's;
 - the current and the previous version of each track stay, everything older is deleted;
 - a file that has rotted since is found when it is read, and counts as not held: it is fetched again;
 - a version may have the bytes of an older one (an undo): the slot's version rises all the same.
@@ -89,7 +91,7 @@ class ModelSlots:
         self._downloads = downloads
         self._check = check
         self._slots: dict[str, Slot] = {}
-        self.refused_deltas: list[str] = []
+        self.refused_parts: list[str] = []
         self._broken_deltas: tuple[str, int] = ("", 0)
 
     def slot(self, track: Track) -> Slot:
@@ -279,14 +281,21 @@ class ModelSlots:
         target, count = self._broken_deltas
         broken = count if target == manifest.sha256 else 0
         try:
-            if whole or not any(
-                self._by_delta(manifest, base, held, may_fetch=broken < TRIES)
-                for base, held in self.bases(track, manifest)
-            ):
+            if whole or not self._by_any_delta(manifest, track, may_fetch=broken < TRIES):
                 self._download(manifest)
         except Unreachable:
             self._broken_deltas = (manifest.sha256, broken + 1)
             raise
+
+    def _by_any_delta(self, manifest: Manifest, track: Track, *, may_fetch: bool) -> bool:
+        # One that is here already comes before one that would have to be fetched.
+        here = any((self._home / "models").glob(f"{manifest.sha256}.*.delta"))
+        tries = [False] * here + [True] * may_fetch
+        return any(
+            self._by_delta(manifest, base, held, may_fetch=fetches)
+            for fetches in tries
+            for base, held in self.bases(track, manifest)
+        )
 
     def _by_delta(self, manifest: Manifest, base: str, held: Held, *, may_fetch: bool) -> bool:
         """Make the version of one that is held; False if there is no delta, or it is of no use."""
@@ -310,7 +319,7 @@ class ModelSlots:
         remove(part)
         if isinstance(made, version_delta.DeltaRefused):
             remove(gathered)
-            self.refused_deltas.append(made.reason)
+            self.refused_parts.append(made.reason)
             return False
         try:
             self._check_bytes(made, manifest)
@@ -323,6 +332,16 @@ class ModelSlots:
 
     def _download(self, manifest: Manifest) -> None:
         part = self.part(manifest)
+        begun = part.exists()
+        try:
+            self._finish(manifest, part)
+        except VersionRefused as e:
+            if not begun or e.reason not in ("wrong_size", "wrong_hash"):
+                raise
+            self.refused_parts.append(f"part_{e.reason}")
+            self._finish(manifest, part)
+
+    def _finish(self, manifest: Manifest, part: Path) -> None:
         try:
             if not part.exists() or part.stat().st_size != manifest.size_bytes:
                 self._append(part, self._address(manifest.url or f"/v1/models/{manifest.sha256}"), manifest.size_bytes)

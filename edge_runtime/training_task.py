@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime import client_update, index_sets, local_training, residual
+from edge_runtime import client_update, local_training, public_files, residual
 from edge_runtime.adapters import checkpoints
 from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
 from edge_runtime.adapters.state_store import StateStore
@@ -22,8 +22,10 @@ from edge_runtime.identity import Identity
 from edge_runtime.local_training import Checkpoint, PlanRefused
 from edge_runtime.model_slots import Held
 from edge_runtime.ports import Entropy, ModelRuntime, RuntimeFailed, StorageFailed, StorageFull
+from edge_runtime.public_files import BASIS, INDEX_SET, Kind
 from edge_runtime.residual import Residual
 from wire_contract import codec
+from wire_contract.basis import Basis, basis_id, check_fits, decode_basis
 from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
 from wire_contract.index_set import IndexSet, decode_index_set
@@ -114,7 +116,7 @@ class TrainingTask:
                 checkpoint = local_training.begin(stream, layout.pack(base), offer.plan, manifest, offer.seed)
             local_training.check_plan(offer.plan, manifest)
             codec.check_plan(offer.plan.codec)
-            index_set = self._index_set(offer, layout)
+            index_set, basis = self._index_set(offer, layout), self._basis(offer, layout)
             runner = self.runtime.template(manifest.template_sha256, lambda: held.data)
             for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed):
                 checkpoint = after
@@ -131,7 +133,9 @@ class TrainingTask:
             carried = residual.carry(
                 self._vectors.residual(layout.fingerprint, layout.size), offer.base_version, offer.plan
             )
-            encoded = client_update.make(local_training.result_of(checkpoint), base, carried, offer, layout, index_set)
+            encoded = client_update.make(
+                local_training.result_of(checkpoint), base, carried, offer, layout, index_set, basis
+            )
             now = finished_at()
             sealed = client_update.seal_update(
                 encoded,
@@ -147,10 +151,11 @@ class TrainingTask:
         except (StorageFull, StorageFailed) as e:
             return NoRoom(str(e), done)
         try:
-            residual_file = self._vectors.write(Residual(offer.base_version, encoded.residual))
+            axes = basis_id(offer.plan.codec.basis)
+            residual_file = self._vectors.write(Residual(offer.base_version, encoded.residual, axes))
             update = QueuedUpdate(
                 sealed.update_id, offer.shard, sealed.init, sealed.chunks, offer.plan.clip_norm, layout.fingerprint,
-                layout.size, pack_kept(encoded.sent), now,
+                layout.size, axes, pack_kept(encoded.sent), now,
             )  # fmt: skip
             with self.store.transaction() as connection:
                 self.store.refuse_forgotten(self.times_forgotten)
@@ -164,16 +169,26 @@ class TrainingTask:
 
     def _index_set(self, offer: TaskOffer, layout: Layout) -> IndexSet | None:
         """Return the set that a `shared` plan names. Raises `PlanRefused` if it is not here, or another model's."""
-        name = offer.plan.codec.index_set
         if offer.plan.codec.mode != "shared":
             return None
-        data = index_sets.read(self.home, name)
-        if data is None:
-            raise PlanRefused(f"the plan names the index set {name[:16]!r}, and it is not on the disk")
-        index_set = decode_index_set(data)
+        index_set = decode_index_set(self._read(INDEX_SET, offer.plan.codec.index_set))
         if index_set.size != layout.size:
             raise PlanRefused(f"the index set is of a model of {index_set.size} values, this one has {layout.size}")
         return index_set
+
+    def _basis(self, offer: TaskOffer, layout: Layout) -> Basis | None:
+        """Return the basis that a plan names. Raises `PlanRefused` if it is not here, `Malformed` if it cannot be."""
+        if not offer.plan.codec.basis:
+            return None
+        basis = decode_basis(self._read(BASIS, offer.plan.codec.basis))
+        check_fits(basis, layout)
+        return basis
+
+    def _read(self, kind: Kind, name: str) -> bytes:
+        data = public_files.read(self.home, kind, name)
+        if data is None:
+            raise PlanRefused(f"the plan names the {kind.word} {name[:16]!r}, and it is not on the disk")
+        return data
 
     def _save(self, offer: TaskOffer, checkpoint: Checkpoint) -> None:
         checkpoints.save(self.home, offer.lease, checkpoint)
@@ -218,4 +233,5 @@ class TrainingTask:
             unpack_kept(update.kept, update.size),
             decode_message(init.header, UpdateHeader).base_version,
             update.clip_norm,
+            update.basis,
         )

@@ -3,7 +3,7 @@
 The rules:
 - an announcement, retained on MQTT or fetched over HTTP, is only bytes until `trust` accepts it;
 - a base is wanted exactly as the offer names it, version and hash; if the world moved on, the lease is dropped; the
-  index set that the offer's plan names is fetched with it;
+  public files that the offer's plan names are fetched with it;
 - a version that HTTP does not bring may come over the broker (`model_chunks`);
 - a refresh is installed when the link is unmetered; a broken link is tried again after a full-jitter wait, and a
   refused version is forgotten until another is announced.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import backoff, index_sets, session
+from edge_runtime import backoff, public_files, session
 from edge_runtime.model_chunks import ModelChunks, Transfer
 from edge_runtime.model_slots import Check, Held, ModelSlots, VersionRefused
 from edge_runtime.ports import (
@@ -143,14 +143,14 @@ class VersionKeeper:
         now = self._clock.now()
         try:
             if self.base(offer) is not None:
-                return self._fetch_index_set(offer, draw, now)
+                return self._fetch_named(offer, draw, now)
             for signed in self._announcements():
                 manifest = self._acceptable(signed, now)
                 stated = manifest and (manifest.version, manifest.sha256)
                 if manifest is not None and stated == (offer.base_version, offer.base_sha256):
                     self._install(signed, "training", now)
                     self.notes.versions.append(("training", manifest.version))
-                    return self._fetch_index_set(offer, draw, now)
+                    return self._fetch_named(offer, draw, now)
             self.notes.refused.append("base_gone")
             return session.BaseGone(now, draw, f"version {offer.base_version} is not announced any more")
         except (Unreachable, StorageFull) as e:
@@ -160,14 +160,14 @@ class VersionKeeper:
             self.notes.refused.append(name_of(e))
             return session.BaseGone(now, draw, str(e))
 
-    def _fetch_index_set(self, offer: TaskOffer, draw: float, now: float) -> session.Event:
-        if offer.plan.codec.mode == "shared":
-            try:
-                index_sets.ensure(self._home, offer.plan.codec.index_set, self.slots.fetch)
-            except (VersionRefused, PortError) as e:
-                # Waited for within the lease, whatever is wrong with it: asking for work at once would bring the same.
-                self.notes.refused.append(name_of(e))
-                return session.BaseUnreachable(now, draw, str(e))
+    def _fetch_named(self, offer: TaskOffer, draw: float, now: float) -> session.Event:
+        try:
+            for kind, sha256 in public_files.named(offer.plan.codec):
+                public_files.ensure(self._home, kind, sha256, self.slots.fetch)
+        except (VersionRefused, PortError) as e:
+            # Waited for within the lease, whatever is wrong with it: asking for work at once would bring the same.
+            self.notes.refused.append(name_of(e))
+            return session.BaseUnreachable(now, draw, str(e))
         return session.BaseHeld(now)
 
     def _install(self, signed: bytes, track: Track, now: float) -> Manifest:
@@ -180,14 +180,14 @@ class VersionKeeper:
                 self.chunks.http_failed(signed, wanted, track)
             raise
         finally:
-            self._tell_refused_deltas()
+            self._tell_refused_parts()
         self.chunks.installed(manifest.sha256)
         if self._downloads.bytes_down > before:
             self.chunks.http_works()
         return manifest
 
-    def _tell_refused_deltas(self) -> int:
-        refused, self.slots.refused_deltas = self.slots.refused_deltas, []
+    def _tell_refused_parts(self) -> int:
+        refused, self.slots.refused_parts = self.slots.refused_parts, []
         self.notes.refused += refused
         return len(refused)
 
@@ -205,13 +205,14 @@ class VersionKeeper:
         try:
             manifest = self.slots.install(transfer.signed, transfer.track, self._clock.now())
         except (Unreachable, VersionRefused) as e:
-            # An unreachable server after a whole delta: the delta was of no use.
-            if self._tell_refused_deltas() or isinstance(e, VersionRefused):
+            # An unreachable server after a whole: what the pieces made was of no use.
+            if self._tell_refused_parts() or isinstance(e, VersionRefused):
                 self._pieces_lied(transfer, e)
             return False
         except ManifestRefused as e:
             self.notes.refused.append(name_of(e))
             return False
+        self._tell_refused_parts()
         self.notes.versions.append((transfer.track, manifest.version))
         if transfer.track == "refresh":
             self._refresh, self._attempts, self._seen_at = None, 0, self._clock.now()

@@ -38,7 +38,7 @@ from edge_runtime.local_training import TrainingResult
 from edge_runtime.ports import SignatureRunner
 from edge_runtime.residual import Residual
 from wire_contract import envelope
-from wire_contract.basis import Basis
+from wire_contract.basis import Basis, basis_id
 from wire_contract.codec import EncodedUpdate, SparseVector, cap_norm
 from wire_contract.index_set import IndexSet, decode_index_set, encode_index_set
 from wire_contract.layout import Layout, Tensors, Vector
@@ -201,7 +201,8 @@ class Fleet:
         size, verdict, vector = _send(device, encoded, result, offer, rules, sealing, behind)
         if vector is not None:
             buffer.fold(vector, verdict.weight)
-            device.residual = Residual(base.number, encoded.residual) if plan.residual_keep else None
+            axes = basis_id(plan.codec.basis)
+            device.residual = Residual(base.number, encoded.residual, axes) if plan.residual_keep else None
         return size, verdict.name
 
 

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 from wire_contract.errors import Malformed
 from wire_contract.layout import Layout, Vector
+from wire_contract.messages import MAX_BASIS_BYTES
 
 MAGIC: Final = b"EFB1"
+ID_BYTES: Final = 8
+NO_BASIS: Final = bytes(ID_BYTES)
 MAX_WIDTH: Final = 1024
-MAX_BASIS_BYTES: Final = 4 * MAX_WIDTH * MAX_WIDTH + 65_536
 ORTHOGONAL_WITHIN: Final = 1e-3
 
 
@@ -57,6 +59,11 @@ class Basis:
     def width(self) -> int:
         """W, the number of axes that are turned together."""
         return len(self.matrix)
+
+
+def basis_id(sha256: str) -> bytes:
+    """Return the first 8 bytes of a basis's hash, zeros where there is none: what a residual says of its axes."""
+    return bytes.fromhex(sha256)[:ID_BYTES] if sha256 else NO_BASIS
 
 
 def encode_basis(matrix: NDArray[np.float32], turned: tuple[Turned, ...]) -> bytes:

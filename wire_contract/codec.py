@@ -38,6 +38,7 @@ from wire_contract.leb128 import MAX_BYTES, read_indices, write_indices
 from wire_contract.leb128 import read_leb128 as read_leb128
 from wire_contract.leb128 import write_leb128 as write_leb128
 from wire_contract.messages import CodecPlan
+from wire_contract.norm import l2_norm
 from wire_contract.ring import Ring
 
 MAGIC: Final = b"EFU1"
@@ -88,8 +89,8 @@ class SparseVector:
     values: NDArray[np.float64]
 
     def norm(self) -> float:
-        """L2 norm, summed in float64."""
-        return float(np.sqrt(np.dot(self.values, self.values)))
+        """L2 norm, the same on every machine."""
+        return l2_norm(self.values)
 
     def dense(self) -> NDArray[np.float32]:
         """Return the float32 vector of `size` values."""
@@ -108,7 +109,7 @@ class EncodedUpdate:
 
 
 def check_plan(plan: CodecPlan) -> None:
-    """Raise `Unsupported` or `Malformed` unless mode, bits, unit and headroom go together; for both ends."""
+    """Raise `Unsupported` or `Malformed` unless mode, bits, basis, unit and headroom go together; for both ends."""
     if plan.mode not in MODES:
         raise Unsupported(f"a codec mode is one of {sorted(MODES)}, got {plan.mode[:40]!r}")
     if plan.mode == "shared":
@@ -118,6 +119,8 @@ def check_plan(plan: CodecPlan) -> None:
         return
     if plan.entropy not in ENTROPY_CODES:
         raise Unsupported(f"entropy stage is one of {sorted(ENTROPY_CODES)}, got {plan.entropy[:40]!r}")
+    if plan.basis and plan.mode != "topk":
+        raise Malformed(f"a basis goes with mode topk alone, got {plan.mode}")
     allowed = (DEFAULT_BITS,) if plan.mode == "topk4" else CODE_BITS
     if plan.bits not in allowed:
         raise Malformed(f"a code of mode {plan.mode} has {' or '.join(map(str, allowed))} bits, got {plan.bits}")
@@ -313,7 +316,7 @@ def _scale_into(scale: float, step: int, levels: NDArray[np.int64], clip_norm: f
     count = int(levels.max()) + 1
     while True:
         values = level_magnitudes(scale, step, count)[levels]
-        norm = float(np.sqrt(np.dot(values, values)))
+        norm = l2_norm(values)
         if norm <= clip_norm:
             return scale
         scale = float(np.nextafter(np.float32(scale * min(1.0, clip_norm / norm)), np.float32(0)))
@@ -321,8 +324,7 @@ def _scale_into(scale: float, step: int, levels: NDArray[np.int64], clip_norm: f
 
 def cap_norm(vector: NDArray[np.float32], limit: float) -> NDArray[np.float32]:
     """Return `vector` scaled down so that its L2 norm is at most `limit` (to one float32 rounding); never longer."""
-    exact = vector.astype(np.float64)
-    norm = float(np.sqrt(np.dot(exact, exact)))
+    norm = l2_norm(vector)
     return vector if norm <= limit else (vector * np.float32(limit / norm)).astype(np.float32)
 
 
@@ -339,9 +341,9 @@ def set_id_of(data: bytes) -> bytes | None:
 def decode(data: bytes, *, size: int, plan: CodecPlan | None = None, index_set: IndexSet | None = None) -> SparseVector:
     """Read an update for a model of `size` values; inverse of `encode` and `encode_shared` up to quantization.
 
-    With `plan`, the update must have that plan's mode, bits, unit and headroom. A `shared` update needs `index_set`:
-    the one that it names (`set_id_of`). Raises `Malformed` or `Unsupported`, whatever the bytes; allocates
-    O(len(data) + k) only after every check.
+    With `plan`, the update must have that plan's mode, bits, unit and headroom, and keep no more values than it says. A
+    `shared` update needs `index_set`: the one that it names (`set_id_of`). Raises `Malformed` or `Unsupported`,
+    whatever the bytes; allocates O(len(data) + k) only after every check.
     """
     if len(data) < _HEADER.size:
         raise Malformed(f"an update has at least {_HEADER.size} bytes, got {len(data)}")
@@ -375,6 +377,8 @@ def _read_topk(
     bits = width or DEFAULT_BITS
     if plan is not None and bits != plan.bits:
         raise Malformed(f"the plan's codes have {plan.bits} bits, the update's {bits}")
+    if plan is not None and k > kept_count(plan, size):
+        raise Malformed(f"the plan keeps at most {kept_count(plan, size)} of {size} values, the update has {k}")
     levels = 1 << (bits - 1)
     if step < 1 or step * (levels - 1) > _MAX_STEPS:
         raise Malformed(f"the step is at least 1 and {levels} levels span at most 126 octaves, got a step of {step}")

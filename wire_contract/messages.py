@@ -21,6 +21,7 @@ MAX_CHUNK_BYTES = 48 * 1024
 MAX_UPDATE_BYTES = 8 * 1024 * 1024
 MAX_MODEL_WINDOW = 4
 MAX_INDEX_SET_BYTES = 4 * 1024 * 1024
+MAX_BASIS_BYTES = 4 * 1024 * 1024 + 64 * 1024
 
 Hex16 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -147,9 +148,9 @@ class ModelChunk(msgspec.Struct, frozen=True, kw_only=True, tag="model-chunk"):
 class ModelDenied(msgspec.Struct, frozen=True, kw_only=True, tag="model-denied"):
     """No pieces now, and why; signed. The device asks again within the retry window.
 
-    `code`: `no_delta` (ask for the whole file), `later` (it is being made, or the broker carries enough), `deltas_only`,
-    `off`, `not_announced`, `past_the_end` (the pieces before `first` were no good), `too_much` (more than a device may
-    have over the broker in a day).
+    `code`: `no_delta` (ask for the whole file), `later` (it is being made, or the broker carries enough),
+    `deltas_only`, `off`, `not_announced`, `past_the_end` (the pieces before `first` were no good), `too_much` (more
+    than a device may have over the broker in a day).
     """
 
     device: Hex32
@@ -391,4 +392,9 @@ def capabilities_needed(plan: Plan) -> frozenset[str]:
     needed = {f"codec:{plan.codec.mode}", f"rule:{plan.rule}", f"signature:{plan.signature}"}
     if plan.codec.mode != "shared":
         needed.add(f"entropy:{plan.codec.entropy}")
+    # A device that does not know these two fields would ignore them, and send something else than the plan says.
+    if plan.codec.basis:
+        needed.add("codec:basis")
+    if plan.codec.threshold:
+        needed.add("codec:threshold")
     return frozenset(needed)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire_contract.errors import Malformed
+from wire_contract.norm import l2_norm
 
 MIN_VALUE_BITS: Final = 2
 MAX_VALUE_BITS: Final = 16
@@ -70,11 +71,11 @@ def quantize(values: NDArray[np.float64], ring: Ring, limit: float) -> NDArray[n
     The real values are scaled into the limit first, so that small ones still round as part of a shorter vector; where
     rounding lengthens the result they are scaled down further until it holds.
     """
-    norm = float(np.sqrt(np.dot(values, values)))
+    norm = l2_norm(values)
     share = 1.0 if norm <= limit else limit / norm
     while True:
         q = np.clip(np.rint(values * share / ring.unit), -ring.largest, ring.largest).astype(np.int64)
-        length = ring.unit * float(np.sqrt(np.dot(q.astype(np.float64), q.astype(np.float64))))
+        length = ring.unit * l2_norm(q)
         if length <= limit:
             return q
         # At least a thousandth: near a rounding border the ratio alone might move nothing.

@@ -7,7 +7,8 @@ The rules:
   processes never deadlock half-way, and what a transaction has read stays true until it ends;
 - a block that only reads sees one moment of the database, however long it takes;
 - the file is readable by its owner only: it names devices and holds the service's seed;
-- a database of another schema version is refused by name;
+- a database of another schema version is refused by name and left as it is;
+- a value that the database cannot hold is told apart from storage that fails: only the latter is worth another try;
 - user and password of a database's URL are in no message.
 """
 
@@ -23,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cloud_aggregator.adapters import schema
 from cloud_aggregator.adapters.sql_records import SqlRecords
 from cloud_aggregator.addresses import without_credentials
-from cloud_aggregator.errors import Refused, StorageFailed, StorageFull
+from cloud_aggregator.errors import Refused, StorageFailed, StorageFull, Unstorable
 from cloud_aggregator.labels import printable
 
 BUSY_TIMEOUT_MS = 20_000
@@ -46,13 +47,13 @@ class SqlDatabase:
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
         try:
-            schema.metadata.create_all(self._engine)
+            # Read first: what only reads takes no lock of a running service.
+            found = self._found_schema()
+            if found is None:
+                schema.metadata.create_all(self._engine)
         except SQLAlchemyError as e:
             shown = without_credentials(str(self._engine.url))
             raise StorageFailed(f"the database {shown!r} cannot be opened: {printable(str(e))}") from e
-        # Read first: what only reads takes no lock of a running service.
-        with self.reading() as records:
-            found = records.meta("schema")
         if found is None:
             with self.transaction() as records:
                 found = records.meta("schema") or schema.SCHEMA
@@ -70,6 +71,13 @@ class SqlDatabase:
         except OSError as e:
             raise StorageFailed(f"{path}: cannot be made: {e}") from e
         return cls(f"sqlite:///{path}")
+
+    def _found_schema(self) -> bytes | None:
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(read_only=True)
+            if not sa.inspect(connection).has_table(schema.meta.name):
+                return None
+            return SqlRecords(connection).meta("schema")
 
     @contextmanager
     def transaction(self) -> Iterator[SqlRecords]:
@@ -92,6 +100,8 @@ class SqlDatabase:
                     if self._engine.dialect.name == "postgresql" and not read_only:
                         connection.execute(_TAKE_LOCK)
                     yield SqlRecords(connection)
+        except (sa.exc.DataError, sa.exc.IntegrityError) as e:
+            raise Unstorable(f"the database cannot hold a value: {printable(str(e))}") from e
         except SQLAlchemyError as e:
             told = f"the database failed: {printable(str(e))}"
             raise (StorageFull(told) if _is_full(e) else StorageFailed(told)) from e

@@ -35,6 +35,8 @@ class DeltaFiles:
     def put(self, pair: Pair, data: bytes) -> Path:
         target = self._folder / _name(pair)
         try:
+            # Whoever needs room may delete the directory beside a running service.
+            self._folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=".new-", dir=self._folder)
             temporary = Path(name)
             try:
@@ -49,7 +51,7 @@ class DeltaFiles:
         return target
 
     def pairs(self) -> set[Pair]:
-        found = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        found = (_NAME.fullmatch(path.name) for path in self._folder.glob("*"))
         return {Pair(match[1], match[2]) for match in found if match}
 
     def drop(self, pair: Pair) -> None:

@@ -43,7 +43,8 @@ class Incoming(Generic[Item]):
     def __init__(self, grouping: Grouping, held: int = HELD) -> None:
         self._grouping = grouping
         self._held = held
-        self._items: deque[Item] = deque()
+        # Each with the moment of its arrival, in monotonic seconds.
+        self._items: deque[tuple[float, Item]] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -57,14 +58,15 @@ class Incoming(Generic[Item]):
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._held)
             if not self._closed:
-                self._items.append(item)
+                self._items.append((time.monotonic(), item))
                 self._changed.notify_all()
 
     def group(self) -> list[Item]:
         """Return the next group, at least one message; empty once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._items)
-            end = time.monotonic() + self._grouping.seconds
+            # What waited while the group before was stored has had its time.
+            end = (self._items[0][0] if self._items else 0.0) + self._grouping.seconds
             wanted = min(self._grouping.messages, self._held)
             while not self._closed and len(self._items) < wanted:
                 left = end - time.monotonic()
@@ -72,7 +74,14 @@ class Incoming(Generic[Item]):
                     break
             if self._closed:
                 return []
-            taken = [self._items.popleft() for _ in range(min(wanted, len(self._items)))]
+            taken = [self._items.popleft()[1] for _ in range(min(wanted, len(self._items)))]
+            self._changed.notify_all()
+            return taken
+
+    def ready(self, most: int) -> list[Item]:
+        """Return what waits now, at most so many messages; may be empty."""
+        with self._changed:
+            taken = [self._items.popleft()[1] for _ in range(min(most, len(self._items)))]
             self._changed.notify_all()
             return taken
 

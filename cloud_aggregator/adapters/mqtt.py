@@ -346,6 +346,8 @@ class MqttTransport:
             while group := self._take_group(intake, group):
                 if self._closing.wait(RETRY_SECONDS):
                     return
+                # Among what came meanwhile may be check-ins, which are answered though there is no room to store them.
+                group += self._incoming.ready(self._grouping.messages - len(group))
             if self._on_group is not None:
                 self._on_group()
 

@@ -113,10 +113,7 @@ class SqlRecords(SqlUpdates):
         return [RequestRecord(**row._mapping) for row in rows]
 
     def drop_requests(self, ids: Sequence[int]) -> None:
-        if ids:
-            self._connection.execute(
-                sa.delete(t.requests).where(t.requests.c.id == sa.bindparam("gone")), [{"gone": i} for i in ids]
-            )
+        self._for_each(f"DELETE FROM requests WHERE id = {self._mark}", [(number,) for number in ids])
 
     def count_requests(self, kind: str) -> int:
         query = sa.select(sa.func.count()).select_from(t.requests).where(t.requests.c.kind == kind)
@@ -163,10 +160,8 @@ class SqlRecords(SqlUpdates):
         self._connection.execute(sa.update(t.leases).where(t.leases.c.lease == lease).values(state=state))
 
     def answer_leases(self, leases: Sequence[str]) -> None:
-        if leases:
-            alive = (t.leases.c.lease == sa.bindparam("answered")) & (t.leases.c.state == "live")
-            change = sa.update(t.leases).where(alive).values(state="answered")
-            self._connection.execute(change, [{"answered": lease} for lease in leases])
+        change = f"UPDATE leases SET state = 'answered' WHERE lease = {self._mark} AND state = 'live'"
+        self._for_each(change, [(lease,) for lease in leases])
 
     def expire_leases(self, task: str, now: int) -> int:
         column = t.leases.c

@@ -1,11 +1,13 @@
 """The part of `records.Records` that keeps updates: inits, chunks, sealed bytes, verdicts, receipts.
 
 What a group of messages or a pass writes is written by one statement a kind of row, many rows at a time: a statement
-for each row costs more than the disk does.
+for each row costs more than the disk does. Such statements go to the driver as they are, with a tuple a row: to
+compile and bind them costs SQLAlchemy as much again. None of their columns is of a type that it would have to convert.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from operator import attrgetter
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -17,6 +19,8 @@ from cloud_aggregator.records import ChunkRecord, UpdateRecord, UpdateState
 _NAMES = tuple(field.name for field in fields(UpdateRecord))
 _COLUMNS = [t.updates.c[name] for name in _NAMES]
 _CHANGING = ("state", "verdict", "reason", "staleness", "weight", "norm", "judged_at", "receipt", "mismatches")
+_VALUES = attrgetter(*_NAMES)
+_CHANGED = attrgetter(*_CHANGING)
 _NEXT_UPDATE = "next update"
 # SQLite takes 32,766 values in a statement, PostgreSQL 65,535.
 _AT_ONCE = 2_000
@@ -60,6 +64,26 @@ class SqlUpdates:
         rest = {name: statement.excluded[name] for name in rows[0] if name not in keys}
         self._connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest), rows)
 
+    def _insert_rows(self, table: sa.Table, names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> int:
+        """Insert rows, ignoring those of which a unique key is taken; return how many were inserted."""
+        if not rows:
+            return 0
+        quoted = ", ".join(map(self._connection.dialect.identifier_preparer.quote, names))
+        marks = ", ".join([self._mark] * len(names))
+        return self._for_each(f"INSERT INTO {table.name} ({quoted}) VALUES ({marks}) ON CONFLICT DO NOTHING", rows)
+
+    def _for_each(self, statement: str, rows: Sequence[tuple[object, ...]]) -> int:
+        """Execute a statement of the driver's own for each row of values; return how many rows it met."""
+        if not rows:
+            return 0
+        done = self._connection.exec_driver_sql(statement, list(rows), execution_options=_COUNTED)
+        return done.rowcount
+
+    @property
+    def _mark(self) -> str:
+        """What stands for a value in the driver's statements."""
+        return "?" if self._connection.dialect.paramstyle == "qmark" else "%s"
+
     def _insert_new(self, table: sa.Table, values: Mapping[str, object]) -> bool:
         """Insert unless a unique key is taken; say whether it was not."""
         statement = self._insert(table).values(values).on_conflict_do_nothing()
@@ -82,11 +106,7 @@ class SqlUpdates:
         return range(first, first + count)
 
     def add_updates(self, updates: Sequence[UpdateRecord]) -> int:
-        if not updates:
-            return 0
-        rows = [{name: getattr(update, name) for name in _NAMES} for update in updates]
-        statement = self._insert(t.updates).on_conflict_do_nothing()
-        return self._connection.execute(statement, rows, execution_options=_COUNTED).rowcount
+        return self._insert_rows(t.updates, _NAMES, [_VALUES(update) for update in updates])
 
     def update(self, update_id: str) -> UpdateRecord | None:
         query = sa.select(*_COLUMNS).where(t.updates.c.update_id == update_id)
@@ -103,6 +123,10 @@ class SqlUpdates:
                 update = UpdateRecord(*row)
                 found.setdefault(update.update_id, update)
         return found
+
+    def has_init(self, update_id: str, init_sha256: str) -> bool:
+        column = t.updates.c
+        return self._count(t.updates, (column.update_id == update_id) & (column.init_sha256 == init_sha256)) > 0
 
     def updates_by_id(self, ids: Iterable[int]) -> dict[int, UpdateRecord]:
         found = {}
@@ -125,14 +149,9 @@ class SqlUpdates:
         return self._count(t.updates, _STATES[state])
 
     def set_verdicts(self, updates: Sequence[UpdateRecord]) -> None:
-        if not updates:
-            return
-        changed = sa.update(t.updates).where(t.updates.c.id == sa.bindparam("row"))
-        changed = changed.values({name: sa.bindparam(f"new_{name}") for name in _CHANGING})
-        rows = [
-            {"row": update.id, **{f"new_{name}": getattr(update, name) for name in _CHANGING}} for update in updates
-        ]
-        self._connection.execute(changed, rows)
+        changes = ", ".join(f"{name} = {self._mark}" for name in _CHANGING)
+        rows = [(*_CHANGED(update), update.id) for update in updates]
+        self._for_each(f"UPDATE updates SET {changes} WHERE id = {self._mark}", rows)
 
     def accepted_unused(self, task: str) -> list[UpdateRecord]:
         column = t.updates.c
@@ -141,7 +160,8 @@ class SqlUpdates:
         return [UpdateRecord(*row) for row in rows]
 
     def mark_used(self, ids: Sequence[int], version: int) -> None:
-        self._for_each(sa.update(t.updates).values(used_by=version), ids)
+        rows = [(version, number) for number in ids]
+        self._for_each(f"UPDATE updates SET used_by = {self._mark} WHERE id = {self._mark}", rows)
 
     def unpublished_receipts(self, limit: int) -> list[UpdateRecord]:
         column = t.updates.c
@@ -149,12 +169,8 @@ class SqlUpdates:
         return [UpdateRecord(*row) for row in rows]
 
     def mark_published(self, ids: Sequence[int]) -> None:
-        self._for_each(sa.update(t.updates).values(receipt_published=True), ids)
-
-    def _for_each(self, change: sa.Update, ids: Sequence[int]) -> None:
-        if ids:
-            chosen = change.where(t.updates.c.id == sa.bindparam("row"))
-            self._connection.execute(chosen, [{"row": i} for i in ids])
+        rows = [(True, number) for number in ids]
+        self._for_each(f"UPDATE updates SET receipt_published = {self._mark} WHERE id = {self._mark}", rows)
 
     def updates_of_version(self, task: str, version: int | None) -> list[UpdateRecord]:
         column = t.updates.c
@@ -171,9 +187,8 @@ class SqlUpdates:
         return {(row.verdict, row.staleness): row.n for row in rows}
 
     def put_sealed(self, sealed: Mapping[int, bytes]) -> None:
-        if sealed:
-            rows = [{"id": number, "data": data} for number, data in sealed.items()]
-            self._connection.execute(sa.insert(t.sealed_updates), rows)
+        if self._insert_rows(t.sealed_updates, ("id", "data"), list(sealed.items())) != len(sealed):
+            raise LookupError("the sealed bytes of an update are there already")
 
     def sealed_bytes(self, id: int) -> bytes:
         return self.sealed_of([id]).get(id, b"")
@@ -191,9 +206,9 @@ class SqlUpdates:
             self._connection.execute(sa.delete(t.sealed_updates).where(t.sealed_updates.c.id.in_(some)))
 
     def put_chunks(self, chunks: Sequence[ChunkRecord]) -> None:
-        if chunks:
-            rows = [{**asdict(chunk), "size_bytes": len(chunk.data)} for chunk in chunks]
-            self._connection.execute(self._insert(t.chunks).on_conflict_do_nothing(), rows)
+        names = ("update_id", "index", "device", "size_bytes", "data", "arrived_at")
+        rows = [(c.update_id, c.index, c.device, len(c.data), c.data, c.arrived_at) for c in chunks]
+        self._insert_rows(t.chunks, names, rows)
 
     def chunk_sizes(self, update_id: str) -> dict[int, int]:
         return self.chunk_sizes_of([update_id]).get(update_id, {})

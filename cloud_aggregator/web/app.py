@@ -4,6 +4,7 @@
     GET  /v1/models/{sha256}                         a version's file; Range, ETag
     GET  /v1/vocabularies/{sha256}
     GET  /v1/index-sets/{sha256}                     the values that `shared` updates speak of
+    GET  /v1/bases/{sha256}                          the axes that `topk` updates of such a plan are in
     GET  /v1/templates/{template_sha256}             the exporter-signed manifest of a template
     GET  /v1/populations/{p}/{training|refresh}      the announced signed manifest
     GET  /v1/populations/{p}/deltas/{base}/{target}  the way from one version's file to an announced one; Range, ETag
@@ -12,6 +13,8 @@ Bodies are MessagePack or plain bytes, errors one line of text. Model bytes go o
 hundred times the uplink: the broker must not carry it.
 """
 
+import asyncio
+import time
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -29,6 +32,9 @@ from wire_contract.errors import ContractError
 from wire_contract.messages import Enrolment, decode_message
 
 MAX_ENROLMENT_BYTES = 4096
+# Less than a device waits for the first byte.
+DELTA_WAIT_S = 10.0
+DELTA_POLL_S = 0.1
 STATUS = {InvalidToken: 403, NotFound: 404, Refused: 409, InvalidSetting: 422, StorageFailed: 503}
 
 Hash = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
@@ -89,6 +95,10 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
     def index_set(sha256: Hash, request: Request) -> Response:
         return _blob(service, sha256, request)
 
+    @app.api_route("/v1/bases/{sha256}", methods=["GET", "HEAD"])
+    def basis(sha256: Hash, request: Request) -> Response:
+        return _blob(service, sha256, request)
+
     @app.get("/v1/templates/{sha256}")
     def template(sha256: Hash) -> Response:
         with service.database.reading() as records:
@@ -106,8 +116,8 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
         return Response(found.signed_manifest, media_type="application/msgpack", headers={"Cache-Control": "no-cache"})
 
     @app.api_route("/v1/populations/{population}/deltas/{base}/{target}", methods=["GET", "HEAD"])
-    def delta(population: Name, base: Hash, target: Hash, request: Request) -> Response:
-        path = service.deltas.path(population, Pair(base, target))
+    async def delta(population: Name, base: Hash, target: Hash, request: Request) -> Response:
+        path = await _delta(service, population, Pair(base, target))
         if path is None:
             # Not to be remembered on the way: it may be made later.
             raise StarletteHTTPException(404, f"no delta from {base} to {target}", {"Cache-Control": "no-store"})
@@ -119,6 +129,16 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
 
 async def _in_thread(service: Service, message: Enrolment) -> bytes:
     return await run_in_threadpool(service.enrol, message, service.clock.now())
+
+
+async def _delta(service: Service, population: str, pair: Pair) -> FilePath | None:
+    deltas = service.deltas
+    await run_in_threadpool(deltas.begin, population, pair)
+    end = time.monotonic() + DELTA_WAIT_S
+    # Whoever waits here holds no thread: a fleet that asks for a new delta at once must not stop the other routes.
+    while deltas.makes(pair) and time.monotonic() < end:
+        await asyncio.sleep(DELTA_POLL_S)
+    return await run_in_threadpool(deltas.path, pair)
 
 
 def _blob(service: Service, sha256: str, request: Request) -> Response:

@@ -86,7 +86,7 @@ def operator_routes(service: Service, token: str) -> APIRouter:
     @routes.get("/status")
     def status() -> dict[str, Any]:
         with service.database.reading() as records:
-            return view.status_view(records, now(), service.pressure.now())
+            return view.status_view(records, now(), service.pressure.now(), service.kernel)
 
     @routes.get("/devices")
     def devices(limit: Limit = 20) -> dict[str, Any]:

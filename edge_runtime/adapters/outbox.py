@@ -16,7 +16,8 @@ from wire_contract.topics import UpdateTopic, build_topic
 class QueuedUpdate:
     """One update: the init's envelope and its chunks as published, and what settling it needs.
 
-    `layout` and `size` (values) are of the vector that `kept` is a part of; `clip_norm` bounds what returns of it.
+    `layout`, `size` (values) and `basis` (`wire_contract.basis.basis_id`) are of the vector that `kept` is a part of;
+    `clip_norm` bounds what returns of it.
     """
 
     update_id: str
@@ -26,6 +27,7 @@ class QueuedUpdate:
     clip_norm: float
     layout: str
     size: int
+    basis: bytes
     kept: bytes
     queued_at: float
 
@@ -50,9 +52,9 @@ class Outbox:
     def put(self, connection: sqlite3.Connection, update: QueuedUpdate) -> None:
         """Insert an update; the caller's transaction makes it durable or undoes it."""
         connection.execute(
-            "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (update.update_id, update.shard, update.init, update.clip_norm, update.layout, update.size,
-             update.kept, update.queued_at),
+             update.basis, update.kept, update.queued_at),
         )  # fmt: skip
         connection.executemany(
             "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)",
@@ -70,9 +72,9 @@ class Outbox:
             raise translate(e, "the outbox") from e
         if row is None:
             return None
-        shard, init, clip_norm, layout, size, kept, queued_at = row[1:]
+        shard, init, clip_norm, layout, size, basis, kept, queued_at = row[1:]
         data = tuple(chunk[0] for chunk in chunks)
-        return QueuedUpdate(update_id, shard, init, data, clip_norm, layout, size, kept, queued_at)
+        return QueuedUpdate(update_id, shard, init, data, clip_norm, layout, size, basis, kept, queued_at)
 
     def remove(self, connection: sqlite3.Connection, update_id: str) -> None:
         """Delete an update and its chunks."""

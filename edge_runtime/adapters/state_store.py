@@ -16,13 +16,13 @@ from pathlib import Path
 from edge_runtime.eligibility import Usage
 from edge_runtime.ports import Forgotten, StorageFailed, StorageFull
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE memory (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE usage (night TEXT PRIMARY KEY, training_s REAL NOT NULL, sent_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
     update_id TEXT PRIMARY KEY, shard INTEGER NOT NULL, init BLOB NOT NULL, clip_norm REAL NOT NULL,
-    layout TEXT NOT NULL, size INTEGER NOT NULL, kept BLOB NOT NULL, queued_at REAL NOT NULL
+    layout TEXT NOT NULL, size INTEGER NOT NULL, basis BLOB NOT NULL, kept BLOB NOT NULL, queued_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE chunk (
     update_id TEXT NOT NULL REFERENCES outbox ON DELETE CASCADE, number INTEGER NOT NULL, data BLOB NOT NULL,

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from benchmarks.postgres import Cluster, find_programs
 from cloud_aggregator.adapters.broker import find_mosquitto, start_broker
 from tests.cloud_aggregator.fleet import POPULATION, Aggregator, Phone
-from tests.cloud_aggregator.postgres import Cluster, find_programs
 
 
 @pytest.fixture(scope="session")

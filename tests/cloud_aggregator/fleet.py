@@ -39,6 +39,7 @@ from wire_contract.manifest import (
 from wire_contract.messages import (
     CheckIn,
     Chunk,
+    CodecPlan,
     DeviceReport,
     Enrolled,
     Enrolment,
@@ -82,7 +83,7 @@ def settings(**changes: object) -> PopulationSettings:
         lease_grace_seconds=600,
         maximum_age_seconds=7 * 86_400,
         report_deadline_seconds=86_400,
-        plan=Plan(clip_norm=CLIP_NORM, weight_rule="uniform"),
+        plan=Plan(clip_norm=CLIP_NORM, weight_rule="uniform", codec=CodecPlan(kept=0.25)),
         optimizer=OptimizerSettings(name="fedavg", learning_rate=1.0, warmup_steps=0),
     )
     return msgspec.structs.replace(base, **changes)

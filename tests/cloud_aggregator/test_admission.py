@@ -21,7 +21,9 @@ from cloud_aggregator.admission import (
     open_init,
     update_weight,
 )
+from cloud_aggregator.errors import InvalidSetting
 from cloud_aggregator.ports import Message
+from cloud_aggregator.serving import chosen_kernel
 from tests.cloud_aggregator.fleet import (
     CLIP_NORM,
     NOW,
@@ -36,7 +38,7 @@ from tests.cloud_aggregator.fleet import (
     update_id_of,
 )
 from wire_contract import codec
-from wire_contract.messages import Chunk, Plan, encode_message
+from wire_contract.messages import Chunk, CodecPlan, Plan, encode_message
 from wire_contract.topics import UpdateTopic, build_topic
 
 HEADER = struct.Struct("<4sBBBBIIfI")
@@ -192,10 +194,49 @@ def test_an_update_older_than_the_maximum_age_has_expired(tmp_path):
 
 
 def test_no_example_has_no_weight(tmp_path):
-    aggregator = Aggregator(tmp_path / "d").found(plan=Plan(clip_norm=CLIP_NORM, weight_rule="examples"))
+    plan = Plan(clip_norm=CLIP_NORM, weight_rule="examples", codec=CodecPlan(kept=0.25))
+    aggregator = Aggregator(tmp_path / "d").found(plan=plan)
     phone = Phone(1, aggregator)
     phone.enrol()
-    assert_refused(aggregator, phone, phone.update(phone.lease(), examples=0), "malformed")
+    receipt, _ = assert_refused(aggregator, phone, phone.update(phone.lease(), examples=0), "malformed")
+    assert "at least one example" in receipt.reason
+
+
+def test_an_update_that_keeps_more_values_than_its_plan_says_is_malformed(aggregator, phone):
+    most = codec.encode(delta_of(1), None, kept=SIZE // 4, clip_norm=CLIP_NORM, entropy="zstd").data
+    more = codec.encode(delta_of(1), None, kept=SIZE // 4 + 1, clip_norm=CLIP_NORM, entropy="zstd").data
+    receipt, _ = assert_refused(aggregator, phone, phone.update(phone.lease(), plain=more), "malformed")
+    assert f"at most {SIZE // 4} of {SIZE} values, the update has {SIZE // 4 + 1}" in receipt.reason
+    receipt, _ = submit(aggregator, phone, phone.update(phone.lease(), plain=most))
+    assert receipt.verdict == "accepted"
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_updates_are_decoded_by_the_kernel_that_the_environment_names(aggregator, phone, name):
+    if name == "numba":
+        pytest.importorskip("numba")
+    kernel = chosen_kernel({"EDGE_FEDERATION_KERNEL": name})
+    decoded = []
+
+    class Watched:
+        name, unavailable, fold = kernel.name, kernel.unavailable, kernel.fold
+
+        def decode(self, data, **known):
+            decoded.append(kernel.decode(data, **known))
+            return decoded[-1]
+
+    aggregator.service.kernel = Watched()
+    aggregator.service._populations.clear()
+    receipt, row = submit(aggregator, phone, phone.update(phone.lease()))
+    assert receipt.verdict == "accepted"
+    assert row.norm == decoded[0].norm()
+    with aggregator.database.reading() as records:
+        assert view.status_view(records, NOW, None, kernel)["kernel"] == {"name": name, "unavailable": ""}
+
+
+def test_a_kernel_that_is_none_is_an_invalid_setting():
+    with pytest.raises(InvalidSetting, match="EDGE_FEDERATION_KERNEL: a kernel is one of .*, got 'cuda'"):
+        chosen_kernel({"EDGE_FEDERATION_KERNEL": "cuda"})
 
 
 def test_an_update_four_steps_behind_is_stale_and_three_steps_behind_is_not(tmp_path):

@@ -289,7 +289,14 @@ def test_a_weight_out_of_range_is_refused_before_anything_is_added(kernel, weigh
 
 
 @pytest.mark.parametrize(
-    "plan", [CodecPlan(), CodecPlan(mode="topk", bits=8), CodecPlan(mode="topk", bits=1), CodecPlan(mode="shared")]
+    "plan",
+    [
+        CodecPlan(kept=60 / SIZE),
+        CodecPlan(mode="topk", bits=8, kept=60 / SIZE),
+        CodecPlan(mode="topk", bits=1, kept=0.5),
+        CodecPlan(mode="topk", bits=8, kept=59 / SIZE),
+        CodecPlan(mode="shared"),
+    ],
 )
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_an_update_of_another_plan_is_refused_alike(kernel, plan, bits):
@@ -301,6 +308,12 @@ def test_an_update_of_another_plan_is_refused_alike(kernel, plan, bits):
             kernel.decode(data, size=SIZE, plan=plan)
     else:
         assert kernel.decode(data, size=SIZE, plan=plan).values.tobytes() == wanted
+
+
+def test_an_update_that_keeps_more_than_its_plan_says_is_refused_by_the_compiled_kernel_too(kernel):
+    assert len(kernel.decode(update(1), size=SIZE, plan=CodecPlan(kept=60 / SIZE)).indices) == 60
+    with pytest.raises(Malformed, match="the plan keeps at most 59 of 3000 values, the update has 60"):
+        kernel.decode(update(1), size=SIZE, plan=CodecPlan(kept=59 / SIZE))
 
 
 @pytest.mark.parametrize("entropy", ["none", "zstd", "deflate"])

@@ -7,9 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from cloud_aggregator import operator_view as view
+from cloud_aggregator.adapters import mqtt
 from cloud_aggregator.adapters.incoming import Grouping, Incoming
 from cloud_aggregator.back_pressure import BackPressure, Limits
 from cloud_aggregator.errors import StorageFull
+from cloud_aggregator.ports import Message
 from tests.cloud_aggregator.fleet import Aggregator, phones, update_id_of
 from wire_contract.messages import TurnedAway
 
@@ -156,6 +158,21 @@ def test_a_group_is_closed_by_its_number_or_its_time():
     assert incoming.group() == [4]
 
 
+def test_what_waited_while_a_group_was_stored_is_not_kept_waiting_again():
+    incoming = Incoming(Grouping(updates=2, seconds=60.0))
+    for number in range(5):
+        incoming.put(number)
+    assert incoming.group() == [0, 1, 2, 3]
+    # An hour later the last one's time is long over; were it counted from now, this would take a minute.
+    arrived, item = incoming._items.popleft()
+    incoming._items.append((arrived - 3600, item))
+    taken = []
+    thread = threading.Thread(target=lambda: taken.extend(incoming.group()), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert taken == [4]
+
+
 def test_whoever_puts_more_than_may_be_held_waits_until_a_group_is_taken():
     incoming = Incoming(Grouping(updates=1, seconds=0.01), held=4)
     put = []
@@ -177,6 +194,62 @@ def test_whoever_puts_more_than_may_be_held_waits_until_a_group_is_taken():
         taken += incoming.group()
         assert incoming.waiting <= 4
     assert taken == list(range(9))
+    thread.join(10)
+
+
+class Full:
+    """An intake without room until `room` is set: it answers check-ins, as the service does, and stores nothing."""
+
+    def __init__(self):
+        self.room = threading.Event()
+        self.answered, self.groups = [], []
+
+    def take_group(self, messages):
+        self.groups.append(len(messages))
+        if not self.room.is_set():
+            asked = [message for message in messages if message.topic.endswith("/req")]
+            self.answered += asked
+            raise StorageFull("full", answered=asked)
+
+
+class Connection:
+    """What is acknowledged, by message number."""
+
+    def __init__(self):
+        self.acknowledged = []
+
+    def ack(self, mid, _qos):
+        self.acknowledged.append(mid)
+
+
+def test_a_check_in_behind_updates_that_find_no_room_is_answered(monkeypatch):
+    monkeypatch.setattr(mqtt, "RETRY_SECONDS", 0.01)
+    intake, connection = Full(), Connection()
+    transport = mqtt.MqttTransport("mqtt://127.0.0.1", "full", grouping=Grouping(updates=4, seconds=0.01))
+    thread = threading.Thread(target=transport._take_in, args=(intake,), daemon=True)
+    thread.start()
+
+    def bring(mid, topic):
+        transport._incoming.put(mqtt._Incoming(Message(topic, b""), mid, connection))
+
+    def until(done):
+        end = time.monotonic() + 10
+        while not done() and time.monotonic() < end:
+            time.sleep(0.005)
+
+    for mid in (1, 2, 3):
+        bring(mid, "fl/v1/up/0/x")
+    until(lambda: intake.groups)
+    for mid in range(4, 12):
+        bring(mid, "fl/v1/dev/x/req")
+    until(lambda: len(connection.acknowledged) == 8)
+    assert connection.acknowledged == list(range(4, 12))
+    assert len(intake.answered) == 8
+    intake.room.set()
+    until(lambda: len(connection.acknowledged) == 11)
+    assert connection.acknowledged[8:] == [1, 2, 3]
+    assert max(intake.groups) <= 8
+    transport.close()
     thread.join(10)
 
 

@@ -2,9 +2,11 @@
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloud_aggregator.adapters.blobs import FileBlobs
+from cloud_aggregator.adapters.schema import SCHEMA
 from cloud_aggregator.bundle import check_bundle, read_bundle
 from cloud_aggregator.config import PopulationSettings, check_population
 from cloud_aggregator.errors import InvalidSetting, NotFound, Refused, StorageFailed
@@ -124,11 +126,17 @@ def test_a_blob_is_found_by_its_hash_and_a_damaged_one_is_named(tmp_path):
             blobs.path(wrong)
 
 
-def test_a_database_of_another_schema_is_refused_by_name(tmp_path):
+def test_a_database_of_another_schema_is_refused_by_name_and_left_as_it_is(tmp_path):
     aggregator = Aggregator(tmp_path / "d")
     with aggregator.database.transaction() as records:
         records.set_meta("schema", b"99")
+    with aggregator.database._engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE partial_sums"))
+        tables = sa.inspect(connection).get_table_names()
     aggregator.database.close()
-    with pytest.raises(Refused, match="reads database schema 2, got 99"):
+    with pytest.raises(Refused, match=f"reads database schema {SCHEMA.decode()}, got 99"):
         type(aggregator.database).in_folder(tmp_path / "d")
+    with aggregator.database._engine.connect() as connection:
+        assert sa.inspect(connection).get_table_names() == tables
+    aggregator.database.close()
     assert (tmp_path / "d" / "aggregator.db").stat().st_mode & 0o777 == 0o600

@@ -2,13 +2,14 @@
 
 import hashlib
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_aggregator.config import DownlinkSettings
 from cloud_aggregator.deltas import Pair, choose, history_of, hops_between, unneeded
-from cloud_aggregator.model_chunks import DAY_S, MAX_BYTES_A_SECOND, BrokerBytes
+from cloud_aggregator.model_chunks import DAY_S, MAX_BYTES_A_SECOND, MAX_REQUESTS_A_SECOND, BrokerBytes
 from cloud_aggregator.ports import Message
 from tests.cloud_aggregator.fleet import NOW, Aggregator, Phone, make_bundle, phones, run_step
 from wire_contract import delta, envelope
@@ -72,9 +73,11 @@ class Ready:
     def __init__(self):
         self.files, self.making = {}, set()
 
-    def path(self, population, pair, wait_s=0.0):
-        assert wait_s == 0.0, "a pass never waits for a delta"
+    def path(self, pair):
         return self.files.get(pair)
+
+    def begin(self, population, pair):
+        pass
 
     def makes(self, pair):
         return pair in self.making
@@ -183,3 +186,22 @@ def test_a_file_that_vanishes_in_this_moment_stops_no_pass(asking, tmp_path):
 def test_a_request_that_another_device_signed_is_not_answered(asking):
     other = Phone(2, asking.aggregator)
     assert asking.ask(device=other.id) == []
+
+
+def test_a_request_that_is_played_again_is_not_answered_and_takes_none_of_the_devices_bytes(tmp_path):
+    asking = Asking(tmp_path / "data", mqtt="files", mqtt_bytes_a_day=1500)
+    nonce = "ab" * 16
+    assert len(asking.ask(held="", sent_at=NOW - 5, nonce=nonce)) == 1
+    assert asking.ask(held="", sent_at=NOW - 5, nonce=nonce) == []
+    assert asking.ask(held="", sent_at=NOW - 6) == []
+    assert len(asking.ask(held="", sent_at=NOW - 5, nonce="cd" * 16)) == 1
+    assert asking.ask(held="", sent_at=NOW - 5, nonce=nonce) == []
+    assert asking.ask(held="", sent_at=NOW) == "too_much"
+
+
+def test_a_device_that_always_names_the_same_second_is_remembered_in_bounded_memory():
+    sent = BrokerBytes()
+    request = ModelRequest(device="ab" * 16, nonce="0" * 32, sent_at=NOW, wanted="ab" * 32, held="", first=0, count=4)
+    asked = [sent.is_next(msgspec.structs.replace(request, nonce=f"{i:032x}")) for i in range(1000)]
+    assert sum(asked) == MAX_REQUESTS_A_SECOND and len(sent.asked[request.device][1]) == MAX_REQUESTS_A_SECOND
+    assert sent.is_next(msgspec.structs.replace(request, sent_at=NOW + 1))

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ingest_load import NOW, Fleet
+from benchmarks.postgres import Cluster, find_programs
+from cloud_aggregator import service
 from cloud_aggregator.adapters.database import SqlDatabase
 from cloud_aggregator.errors import StorageFailed
 from cloud_aggregator.ingest import take_messages
-from tests.cloud_aggregator.fleet import environment
-from tests.cloud_aggregator.postgres import Cluster, find_programs
+from tests.cloud_aggregator.fleet import Aggregator, environment, phones, update_id_of
 
 UPDATES = 200
 
@@ -79,6 +80,24 @@ def test_of_a_process_that_is_killed_again_and_again_nothing_acknowledged_is_los
     assert acknowledged <= {name for name, data in rows if data == updates[name].sealed}
 
 
+def test_a_value_that_the_database_cannot_hold_is_no_failure_of_storage(cluster, tmp_path, monkeypatch):
+    """Were it one, the group that brought it would be given again for ever, and nothing after it stored."""
+    aggregator = Aggregator(tmp_path / "d", database_url=cluster.new_database()).found()
+    phone = phones(aggregator, 1)[0]
+    update, report = phone.update(phone.lease()), phone.report_message()
+
+    def take(records, messages, now):
+        take_messages(records, messages, now)
+        if report in messages:
+            records.add_event(now, "k" * 41, "", "longer than its column")
+
+    monkeypatch.setattr(service, "take_messages", take)
+    aggregator.take(report, *update)
+    assert aggregator.update_row(update_id_of(update)).state == "received"
+    assert aggregator.events() == {"message dropped": 1}
+    aggregator.database.close()
+
+
 def test_of_a_postgresql_server_that_is_killed_nothing_acknowledged_is_lost_or_doubled(tmp_path):
     programs = find_programs()
     if programs is None:
@@ -96,7 +115,7 @@ def test_of_a_postgresql_server_that_is_killed_nothing_acknowledged_is_lost_or_d
                 with database.transaction() as records:
                     take_messages(records, [message for update in group for message in update.messages], NOW)
                     if start in (40, 120):
-                        # The power goes before the commit.
+                        # The server goes before the commit.
                         cluster.kill()
             except StorageFailed:
                 failures += 1

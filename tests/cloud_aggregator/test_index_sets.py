@@ -250,6 +250,23 @@ def test_a_replay_rebuilds_a_round_of_the_set_before_the_last(aggregator):
             assert again.identical, again.differs
 
 
+def test_an_update_of_an_older_set_whose_file_cannot_be_read_waits_for_it(aggregator):
+    late, *fleet = phones(aggregator, 5)
+    offer = late.lease(capabilities=CAN_SHARE)
+    first = set_of(aggregator, offer)
+    play_round(aggregator, fleet)
+    aggregator.service.release(POPULATION, aggregator.clock.now())
+    messages, _ = shared_update(aggregator, late, offer, first)
+    path = aggregator.blobs.path(first.sha256)
+    hidden = path.rename(path.with_suffix(".hidden"))
+    aggregator.restart()
+    aggregator.take(*messages)
+    with pytest.raises(StorageFailed, match="is gone"):
+        aggregator.turn()
+    hidden.rename(path)
+    assert aggregator.turn().verdicts == {"accepted": 1}
+
+
 def test_a_release_that_is_held_names_no_set(aggregator):
     with aggregator.database.reading() as records:
         before = records.meta(f"index sets of {POPULATION}")

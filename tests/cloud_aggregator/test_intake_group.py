@@ -93,6 +93,19 @@ def test_an_update_of_one_group_is_one_row_and_one_row_of_sealed_bytes(aggregato
     assert sorted(inserts) == ["INSERT INTO meta", "INSERT INTO sealed_updates", "INSERT INTO updates"]
 
 
+def test_another_update_under_a_taken_lease_has_one_row_however_often_it_comes(aggregator):
+    phone, neighbour = phones(aggregator, 2)
+    offer, other_offer = phone.lease(), neighbour.lease()
+    aggregator.take(*phone.update(offer))
+    conflict = phone.update(offer, examples=9)[0]
+    aggregator.take(conflict, conflict)
+    aggregator.take(conflict, *neighbour.update(other_offer))
+    assert aggregator.events() == {"conflict": 3}
+    assert aggregator.update_row(update_id_of(neighbour.update(other_offer))).state == "received"
+    with aggregator.database.reading() as records:
+        assert records.count_refused_at_door(phone.id) == 1
+
+
 def test_ids_of_updates_rise_and_none_is_given_twice(aggregator):
     fleet = phones(aggregator, 3)
     offers = [phone.lease() for phone in fleet]

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -10,8 +12,9 @@ from cloud_aggregator import population as populations
 from cloud_aggregator.adapters import schema
 from cloud_aggregator.errors import NotFound, Refused
 from cloud_aggregator.housekeeping import Retention
+from cloud_aggregator.partial_sums import pack
 from cloud_aggregator.round_replay import find_version, replay
-from tests.cloud_aggregator.fleet import NOW, POPULATION, Aggregator, environment, last_json, phones, run_step
+from tests.cloud_aggregator.fleet import NOW, POPULATION, SIZE, Aggregator, environment, last_json, phones, run_step
 
 
 def make_versions(aggregator, fleet, count):
@@ -138,6 +141,10 @@ def test_recorded_sums_and_files_that_are_not_what_comes_out_are_named(local):
     sums, versions = schema.partial_sums, schema.versions
     tamper(local, sa.update(versions).where(versions.c.version == 4).values(sha256="cd" * 32))
     assert again(local, 4).differs.startswith("version 4: its file hashes to")
+    other = pack(POPULATION, 3, [], np.ones(SIZE, dtype=np.int64)).sums
+    # Once the updates are gone these are all that there is.
+    tamper(local, sa.update(sums).where(sums.c.version == 3).values(sums=other))
+    assert again(local, 3).differs.startswith("version 3: the record of its sums is damaged: the stored sums")
     tamper(local, sa.update(sums).where(sums.c.version == 3).values(sums_sha256="ab" * 32))
     assert again(local, 3).differs.startswith("version 3: the sums hash to")
 
@@ -147,6 +154,31 @@ def test_an_undo_is_replayed_as_the_version_whose_weights_it_has(local):
     undone = local.service.undo(POPULATION, local.clock.value).version
     found = again(local, undone)
     assert (found.version, found.identical) == (undone, True)
+
+
+def test_an_undo_to_a_later_version_is_named(local):
+    local.service.release(POPULATION, local.clock.value)
+    undone = local.service.undo(POPULATION, local.clock.value).version
+    versions = schema.versions
+    tamper(local, sa.update(versions).where(versions.c.version == undone).values(weights_of=undone))
+    assert again(local, undone).differs == f"version {undone}: it has the weights of version {undone}, which came later"
+
+
+@pytest.mark.parametrize("column", ["signed_template", "settings"])
+def test_a_populations_row_that_cannot_be_read_is_named(local, column):
+    with local.database.reading() as records:
+        record = records.populations()[0]
+        found = replay(records, local.blobs, local.keys, replace(record, **{column: b"{"}), 3)
+    assert found.differs.startswith("what is recorded of population toy cannot be read: ")
+
+
+def test_a_state_to_set_out_from_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(populations, "KEEP_STATE_EVERY", 1)
+    aggregator = Aggregator(tmp_path / "d").found()
+    make_versions(aggregator, phones(aggregator, 4), 2)
+    states = schema.kept_states
+    tamper(aggregator, sa.update(states).where(states.c.version == 2).values(m=b"odd"))
+    assert again(aggregator, 3).differs.startswith("what is recorded of population toy cannot be read: ")
 
 
 def test_a_version_that_is_none_is_not_found(local):

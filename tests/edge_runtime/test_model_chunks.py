@@ -3,11 +3,13 @@
 import hashlib
 
 import msgspec
+import numpy as np
 import pytest
 
-from tests.edge_runtime.fakes import World
+from tests.edge_runtime.fakes import TINY, World
 from wire_contract import delta
-from wire_contract.messages import ModelChunk
+from wire_contract.index_set import encode_index_set
+from wire_contract.messages import CodecPlan, ModelChunk
 
 PIECE = 49_152
 
@@ -204,3 +206,55 @@ def test_a_refresh_comes_over_the_broker_too_and_both_tracks_end_right(world):
     nights(world, 40, both)
     assert both() and parts(world) == []
     assert {request.wanted for request in world.aggregator.model_requests} == {world.wanted, manifest.sha256}
+
+
+def test_a_piece_that_lies_about_the_size_does_not_shut_the_honest_ones_out_for_ever(world):
+    # Three pieces that are no delta: that they were all taken shows in what the whole is refused for.
+    world.aggregator.pieces[world.wanted, world.held] = b"?" * (3 * PIECE - 1)
+    honest = world.aggregator.send_piece
+
+    def lie_once(device, chunk):
+        world.aggregator.send_piece = honest
+        honest(device, msgspec.structs.replace(chunk, size_bytes=4 * PIECE))
+
+    world.aggregator.send_piece = lie_once
+    refused = nights(world, 24)
+    assert "delta_malformed" in refused
+
+
+def test_pieces_that_lied_do_not_spoil_the_file_that_http_brings_afterwards(world):
+    world.aggregator.pieces[world.wanted, ""] = b"?" * PIECE + world.aggregator.model[PIECE:]
+    nights(world, 30, lambda: (world.wanted + ".part") in parts(world))
+    assert (world.home / "models" / f"{world.wanted}.part").read_bytes()[:PIECE] == b"?" * PIECE
+    world.downloads.up = True
+    refused = nights(world, 8, lambda: current(world) == world.aggregator.model)
+    assert current(world) == world.aggregator.model and parts(world) == []
+    assert "part_wrong_hash" in refused and "wrong_hash" not in refused
+
+
+def test_a_base_from_the_broker_does_not_begin_a_training_whose_index_set_is_missing(world):
+    size = world.aggregator.manifest.parameters
+    file = encode_index_set(size, np.arange(0, size, 20))
+    name = hashlib.sha256(file).hexdigest()
+    shared = CodecPlan(mode="shared", bits=6, headroom_bits=10, index_set=name)
+    world.aggregator.plan = msgspec.structs.replace(world.aggregator.plan, codec=shared)
+    offer_delta(world)
+    refused = nights(world, 12, lambda: current(world) == world.aggregator.model)
+    assert current(world) == world.aggregator.model
+    assert "plan_refused" not in refused and world.agent.state.phase.value == "fetching"
+    world.downloads.up = True
+    world.downloads.files[f"/v1/index-sets/{name}"] = file
+    updates = len(world.aggregator.updates)
+    nights(world, 8, lambda: len(world.aggregator.updates) > updates)
+    assert len(world.aggregator.updates) > updates
+
+
+def test_a_delta_that_is_here_already_comes_before_one_that_would_have_to_be_fetched(world):
+    older = hashlib.sha256((TINY / "model.tflite").read_bytes()).hexdigest()
+    slots, manifest = world.agent.slots, world.aggregator.manifest
+    assert [sha256 for sha256, _ in slots.bases("training", manifest)] == [world.held, older]
+    found = delta.encode((TINY / "model.tflite").read_bytes(), world.aggregator.model, manifest)
+    slots.part(manifest, older).with_suffix(".delta").write_bytes(found)
+    before = len(world.downloads.requests)
+    slots.install(world.aggregator.signed, "training", world.clock.time)
+    assert current(world) == world.aggregator.model and len(world.downloads.requests) == before

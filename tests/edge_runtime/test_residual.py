@@ -12,7 +12,7 @@ from edge_runtime.ports import StorageFailed
 from edge_runtime.residual import Residual, carry, pack, take_back, unpack
 from wire_contract import codec
 from wire_contract.codec import SparseVector
-from wire_contract.messages import Plan
+from wire_contract.messages import CodecPlan, Plan
 
 SIZE = 200
 
@@ -86,18 +86,32 @@ def test_what_returns_bears_the_newer_base_and_stands_alone_where_the_residual_i
     assert (alone.base_version, alone.vector[4], norm(alone.vector)) == (7, 0.25, 0.25)
 
 
+def test_a_residual_in_the_axes_of_another_basis_is_neither_added_nor_added_to():
+    turned = Residual(3, vector(1, 0.01), bytes.fromhex("ab" * 8))
+    plain = Residual(3, vector(1, 0.01))
+    in_basis = {name: Plan(codec=CodecPlan(mode="topk", basis=name)) for name in ("ab" * 32, "ac" * 32)}
+    assert np.array_equal(carry(turned, 3, in_basis["ab" * 32]), turned.vector)
+    assert carry(turned, 3, in_basis["ac" * 32]) is None and carry(turned, 3, Plan()) is None
+    assert carry(plain, 3, in_basis["ab" * 32]) is None
+    said = SparseVector(SIZE, np.array([4]), np.array([0.5]))
+    back = take_back(turned, said, 4, 10.0, turned.basis)
+    assert np.array_equal(back.vector, turned.vector + said.dense().astype(np.float32)) and back.basis == turned.basis
+    other = take_back(turned, said, 4, 10.0, bytes.fromhex("ac" * 8))
+    assert np.array_equal(other.vector, said.dense()) and other.basis.hex() == "ac" * 8
+
+
 @given(st.integers(0, 1000), st.floats(1e-30, 1e30), st.integers(0, 1 << 31))
 @settings(max_examples=100, deadline=None)
 def test_a_residual_survives_the_disk_within_half_a_thousandth_in_half_the_room(seed, scale, version):
-    kept = Residual(version, vector(seed, scale))
+    kept = Residual(version, vector(seed, scale), version.to_bytes(8, "big"))
     data = pack(kept)
-    assert len(data) == 16 + 2 * SIZE
+    assert len(data) == 24 + 2 * SIZE
     seen = unpack(data)
-    assert seen.base_version == version
+    assert (seen.base_version, seen.basis) == (version, kept.basis)
     largest = np.abs(kept.vector).max()
     np.testing.assert_allclose(seen.vector, kept.vector, rtol=2.0**-11, atol=float(largest) * 2.0**-39)
     assert norm(seen.vector / largest - kept.vector / largest) <= 2.0**-11 * norm(kept.vector / largest)
-    assert norm(carry(seen, version, Plan(clip_norm=1.0))) <= 1.0 + 1e-6
+    assert norm(carry(Residual(version, seen.vector), version, Plan(clip_norm=1.0))) <= 1.0 + 1e-6
 
 
 def test_a_residual_of_nothing_survives_too():
@@ -146,8 +160,8 @@ def test_a_residual_in_an_older_form_is_not_read_and_goes_with_the_next_one(tmp_
     store.close()
 
 
-def crafted(magic=b"EFR1", version=1, exponent=-14, spare=0, count=2, body=ONE_AND_TWO):
-    return struct.pack("<4sIhHI", magic, version, exponent, spare, count) + body
+def crafted(magic=b"EFR1", version=1, exponent=-14, spare=0, count=2, basis=bytes(8), body=ONE_AND_TWO):
+    return struct.pack("<4sIhHI8s", magic, version, exponent, spare, count, basis) + body
 
 
 def test_the_crafted_residual_is_good_before_it_is_broken():
@@ -158,7 +172,8 @@ def test_the_crafted_residual_is_good_before_it_is_broken():
     "data",
     [
         b"",
-        crafted()[:15],
+        crafted()[:23],
+        crafted()[:16] + ONE_AND_TWO,
         crafted(magic=b"EFR2"),
         crafted(exponent=201),
         crafted(exponent=-201),

@@ -5,11 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from edge_runtime import index_sets
+from edge_runtime import public_files
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.adapters.vectors import Vectors, pack_kept, unpack_kept
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import NotThere
+from edge_runtime.public_files import INDEX_SET
 from tests.edge_runtime.fakes import World
 from wire_contract import codec
 from wire_contract.codec import SparseVector
@@ -174,26 +175,26 @@ def test_a_set_that_rotted_on_the_disk_is_not_here(world):
         fetched.append((path, limit_bytes))
         return data
 
-    index_sets.ensure(world.home, sha256, fetch)
-    index_sets.ensure(world.home, sha256, fetch)
+    public_files.ensure(world.home, INDEX_SET, sha256, fetch)
+    public_files.ensure(world.home, INDEX_SET, sha256, fetch)
     assert fetched == [(f"/v1/index-sets/{sha256}", MAX_INDEX_SET_BYTES)]
     path = world.home / "index_sets" / f"{sha256}.efi"
     path.write_bytes(data[:-1])
-    assert index_sets.read(world.home, sha256) is None
-    index_sets.ensure(world.home, sha256, fetch)
+    assert public_files.read(world.home, INDEX_SET, sha256) is None
+    public_files.ensure(world.home, INDEX_SET, sha256, fetch)
     assert path.read_bytes() == data and len(fetched) == 2
 
 
 def test_a_refused_set_leaves_the_older_ones(tmp_path):
-    index_sets.ensure(tmp_path, hashlib.sha256(b"old").hexdigest(), lambda path, limit: b"old")
+    public_files.ensure(tmp_path, INDEX_SET, hashlib.sha256(b"old").hexdigest(), lambda path, limit: b"old")
     with pytest.raises(VersionRefused, match="hashes to"):
-        index_sets.ensure(tmp_path, "ab" * 32, lambda path, limit: b"other")
+        public_files.ensure(tmp_path, INDEX_SET, "ab" * 32, lambda path, limit: b"other")
 
     def gone(path, limit_bytes):
         raise NotThere(path)
 
     with pytest.raises(NotThere):
-        index_sets.ensure(tmp_path, "cd" * 32, gone)
+        public_files.ensure(tmp_path, INDEX_SET, "cd" * 32, gone)
     assert [path.name for path in (tmp_path / "index_sets").iterdir()] == [f"{hashlib.sha256(b'old').hexdigest()}.efi"]
 
 

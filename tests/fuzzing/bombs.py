@@ -14,7 +14,7 @@ import zstandard
 
 from tests.fuzzing import file_targets, update_targets
 from tests.wire_contract.samples import MESSAGES
-from wire_contract import delta, envelope, index_set, manifest, messages, patch, topics, vocabulary
+from wire_contract import basis, delta, envelope, index_set, manifest, messages, patch, topics, vocabulary
 
 BOMB_MB = 256
 _MB = bytes(1 << 20)
@@ -54,7 +54,7 @@ def _set(packed: bytes, *, k: int = 8, length: int = 8) -> bytes:
 
 
 def _delta(packed: bytes) -> bytes:
-    section = bytes([delta.DENSE]) + bytes(4) + struct.pack("<II", 24, min(23, len(packed))) + packed
+    section = bytes([delta.DENSE]) + struct.pack("<fII", 0.5, 24, min(23, len(packed))) + packed
     data = bytearray(file_targets.DIRECT[:108])
     struct.pack_into("<I", data, 40, 64 + len(section))
     return bytes(data) + section
@@ -110,6 +110,7 @@ def _messages() -> Iterator[Bomb]:
         "receipt": lambda data: messages.decode_message(data, messages.Receipt),
         "envelope": envelope.read_envelope,
         "manifest": manifest.decode_manifest,
+        "basis": lambda data: basis.decode_basis(basis.MAGIC + data),
     }
     depths = {
         "arrays 30,000 deep": b"\x91" * 30_000 + b"\xc0",
@@ -126,6 +127,9 @@ def _messages() -> Iterator[Bomb]:
         for name, data in depths.items():
             yield Bomb(f"{reader}: {name}", decode, data)
         yield Bomb(f"{reader}: too long", decode, bytes(messages.MAX_MESSAGE_BYTES + 1))
+    wide = msgspec.msgpack.encode({"width": 1024, "turned": [{"tensor": "a", "axis": 0}], "matrix": bytes(16)})
+    yield Bomb("basis: wide, of 16 bytes", readers["basis"], wide)
+    yield Bomb("basis: too long by a byte", basis.decode_basis, basis.MAGIC + bytes(messages.MAX_BASIS_BYTES - 3))
     yield Bomb("manifest: too long", manifest.decode_manifest, bytes(manifest.MAX_MANIFEST_BYTES + 1))
     receipt = next(message for message in MESSAGES if isinstance(message, messages.Receipt))
     tree = msgspec.msgpack.decode(messages.encode_message(receipt))

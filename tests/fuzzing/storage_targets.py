@@ -49,7 +49,7 @@ RESIDUAL_BROKEN = (
     Broken(
         "values",
         "one is not finite",
-        _overwrite(RESIDUAL, 16 + 2 * 3, "<H", lambda rng: rng.choice((0x7C00, 0xFC00, 0x7E01))),
+        _overwrite(RESIDUAL, 24 + 2 * 3, "<H", lambda rng: rng.choice((0x7C00, 0xFC00, 0x7E01))),
     ),
     Broken("residual", "is cut", lambda rng: RESIDUAL[: rng.randrange(len(RESIDUAL))]),
     Broken("residual", "is longer", lambda rng: RESIDUAL + bytes(1 + rng.randrange(4))),
@@ -58,8 +58,8 @@ RESIDUAL_BROKEN = (
 
 def judge_residual(data: bytes, value: Any) -> str:
     base_version, exponent, _, count = struct.unpack_from("<IhHI", data, 4)
-    halves = struct.unpack_from(f"<{count}e", data, 16)
-    if len(data) != 16 + 2 * count or not all(map(math.isfinite, halves)):
+    halves = struct.unpack_from(f"<{count}e", data, 24)
+    if len(data) != 24 + 2 * count or not all(map(math.isfinite, halves)):
         return "length or values break a rule"
     wanted = [float(np.float32(math.ldexp(half, exponent))) for half in halves]
     return "" if (value.base_version, value.vector.tolist()) == (base_version, wanted) else f"it says {wanted[:3]}"

@@ -22,6 +22,7 @@ _COMPRESSOR = zstandard.ZstdCompressor(level=1, write_content_size=False)
 SET = index_set.decode_index_set(index_set.encode_index_set(SIZE, np.arange(3, SIZE, 37)))
 PLACES = SET.indices.tolist()
 RING = ring.Ring(2.0**-10, 7, 4)
+FEW = CodecPlan(mode="topk", bits=4, kept=8 / SIZE)
 PLAN = CodecPlan(mode="shared", bits=7, headroom_bits=4, unit=2.0**-10, index_set=SET.sha256)
 
 
@@ -368,6 +369,26 @@ def decode_topk(data: bytes) -> Any:
     return codec.decode(data, size=SIZE)
 
 
+def decode_few(data: bytes) -> Any:
+    return codec.decode(data, size=SIZE, plan=FEW)
+
+
+def few_bytes(rng: Random, **changes: Any) -> bytes:
+    return topk_bytes(rng, **{"width": 0, "count": 1 + int(rng.random() * 8), **changes})
+
+
+FEW_BROKEN = (
+    Broken("k", "is above the plan's", lambda rng: few_bytes(rng, count=9 + int(rng.random() * 90), gaps=None)),
+    Broken("width", "is another than the plan's", lambda rng: few_bytes(rng, width=rng.choice((1, 2, 8)))),
+)
+
+
+def judge_few(data: bytes, value: Any) -> str:
+    if len(value.indices) > 8 or data[7] != 0:
+        return "the plan has at most 8 values of 4 bits"
+    return judge_topk(data, value)
+
+
 def decode_shared(data: bytes) -> Any:
     return codec.decode(data, size=SIZE, plan=PLAN, index_set=SET)
 
@@ -377,6 +398,7 @@ def targets() -> list[Target]:
     rng = Random(7)
     return [
         Target("codec topk", topk_seeds(), decode_topk, judge_topk, TOPK_BROKEN, share=3.0),
+        Target("codec topk of a plan", tuple(few_bytes(rng) for _ in range(6)), decode_few, judge_few, FEW_BROKEN),
         Target("codec shared", shared_seeds(), decode_shared, judge_shared, SHARED_BROKEN, share=2.0),
         Target("index set", tuple(set_bytes(rng) for _ in range(8)), index_set.decode_index_set, judge_set, SET_BROKEN),
         Target("leb128", tuple(bytes((3, *gap(a), *gap(b), *gap(1)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_device_three_versions_behind_gets_a_delta_and_ends_with_the_same_byte
         assert phone.install() < SIZE / 12
         assert phone.asked_for("/models/")[1:] == []
         assert f"{target}.tflite" in phone.names() and all(name.endswith(".tflite") for name in phone.names())
-    assert phone.slots.refused_deltas == []
+    assert phone.slots.refused_parts == []
 
 
 def test_a_device_that_missed_ten_versions_gets_the_file_where_deltas_go_back_eight(cloud, phone):
@@ -259,7 +260,7 @@ def test_a_delta_of_no_use_is_refused_by_name_deleted_and_the_file_fetched(cloud
     }
     plant(cloud, pair, lies[lie])
     assert phone.install() >= SIZE
-    assert phone.slots.refused_deltas == [name]
+    assert phone.slots.refused_parts == [name]
     assert phone.names() == {f"{hashes[1]}.tflite", f"{hashes[3]}.tflite"}
 
 
@@ -329,3 +330,69 @@ def test_a_damaged_blob_makes_no_delta_and_a_trouble_and_the_device_is_told_to_t
     assert cloud.ask(f"/v1/populations/{cloud.population}/deltas/{base}/{target}")[0] == 404
     assert "damaged" in cloud.deltas.troubles()[0] and cloud.cached() == set()
     assert phone.install() == SIZE
+
+
+def test_a_fleet_that_waits_for_a_new_delta_stops_no_other_route(cloud, phone):
+    cloud.step(2)
+    base, target = cloud.hashes()[1], cloud.hashes()[3]
+    path = f"/v1/populations/{cloud.population}/deltas/{base}/{target}"
+    worker_may_go_on = threading.Event()
+    cloud.deltas._pool.submit(worker_may_go_on.wait, 60)
+    answers = []
+    # More than the server has threads.
+    threads = [threading.Thread(target=lambda: answers.append(cloud.ask(path))) for _ in range(60)]
+    try:
+        for thread in threads:
+            thread.start()
+        parts = urlsplit(cloud.http.url)
+        for _ in range(60):
+            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=5)
+            connection.request("GET", "/v1/health")
+            assert connection.getresponse().status == 200
+            connection.close()
+        assert answers == [] and cloud.deltas.makes(Pair(base, target))
+    finally:
+        worker_may_go_on.set()
+        for thread in threads:
+            thread.join()
+    assert {status for status, _, _ in answers} == {200} and len({body for _, _, body in answers}) == 1
+
+
+class CountedFiles(DeltaFiles):
+    looked = 0
+
+    def pairs(self):
+        self.looked += 1
+        return super().pairs()
+
+
+def test_versions_that_come_faster_than_deltas_are_prepared_for_once(cloud, tmp_path):
+    cloud.step(1)
+    files = CountedFiles(tmp_path / "counted")
+    publisher = DeltaPublisher(cloud.database, cloud.blobs, files)
+    worker_may_go_on = threading.Event()
+    publisher._pool.submit(worker_may_go_on.wait, 60)
+    for _ in range(100):
+        publisher.prepare(cloud.population)
+    worker_may_go_on.set()
+    publisher._pool.submit(int).result(60)
+    publisher.close()
+    assert files.looked == 1 and files.pairs() == {Pair(*cloud.hashes())}
+
+
+def test_a_publisher_that_is_closed_begins_nothing_and_leaves_no_thread(cloud):
+    cloud.step(1)
+    pair = Pair(*cloud.hashes())
+    cloud.deltas.close()
+    cloud.deltas.prepare(cloud.population)
+    cloud.deltas.begin(cloud.population, pair)
+    assert not cloud.deltas.makes(pair) and cloud.cached() == set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("deltas")]
+
+
+def test_the_directory_of_deltas_may_be_deleted_while_the_service_runs(cloud, phone):
+    target = cloud.step(2)
+    shutil.rmtree(cloud.folder / "deltas")
+    cloud.deltas.prepare(cloud.population)
+    assert phone.install() < SIZE / 2
+    assert Pair(cloud.hashes()[1], target) in cloud.cached() and cloud.deltas.troubles() == []

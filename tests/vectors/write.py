@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.wire_contract.samples import DEVICE, MESSAGES
 from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
 from wire_contract import codec, delta, envelope, manifest, messages, topics, vocabulary
+from wire_contract.basis import Turned, decode_basis, encode_basis, turn_back
 from wire_contract.index_set import decode_index_set, encode_index_set
+from wire_contract.layout import Layout
 from wire_contract.patch import patch
 
 HERE = Path(__file__).parent
@@ -98,11 +100,32 @@ def codec_shared_v1() -> object:
     }
 
 
+def basis_v1() -> object:
+    matrix = np.array([[0.6, 0.8], [-0.8, 0.6]], dtype=np.float32)
+    data = encode_basis(matrix, (Turned(tensor="rows", axis=1), Turned(tensor="kernel", axis=0)))
+    layout = Layout.of(MANIFEST)
+    values = layout.flatten(TENSORS)
+    return {
+        "hex": data.hex(),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "layout": "that of the manifest of manifest-v1",
+        "turned": [float(value).hex() for value in values],
+        "turned_back": [float(value).hex() for value in turn_back(values, layout, decode_basis(data))],
+    }
+
+
 def task_offer_v2() -> object:
     shared = messages.CodecPlan(mode="shared", bits=6, headroom_bits=10, unit=2.0**-9, index_set="cd" * 32, kept=0.05)
     plan = messages.Plan(codec=shared, residual_keep=0.5, residual_versions=20)
     offer = next(message for message in MESSAGES if isinstance(message, messages.TaskOffer))
     both = {"first plan": offer, "shared plan": msgspec.structs.replace(offer, plan=plan)}
+    return {name: messages.encode_message(each).hex() for name, each in both.items()}
+
+
+def task_offer_v3() -> object:
+    turned = messages.CodecPlan(mode="topk", bits=4, kept=0.1, threshold=2.0**-10, basis="ef" * 32)
+    offer = next(message for message in MESSAGES if isinstance(message, messages.TaskOffer))
+    both = {"first plan": offer, "turned plan": msgspec.structs.replace(offer, plan=messages.Plan(codec=turned))}
     return {name: messages.encode_message(each).hex() for name, each in both.items()}
 
 
@@ -168,10 +191,12 @@ VECTORS = {
     "messages-v1": messages_v1,
     "topics-v1": topics_v1,
     "task-offer-v2": task_offer_v2,
+    "task-offer-v3": task_offer_v3,
     "codec-topk4-v1": codec_topk4_v1,
     "codec-topk-v2": codec_topk_v2,
     "index-set-v1": index_set_v1,
     "codec-shared-v1": codec_shared_v1,
+    "basis-v1": basis_v1,
     "envelope-v1": envelope_v1,
     "manifest-v1": manifest_v1,
     "delta-v1": delta_v1,

@@ -179,7 +179,8 @@ def test_an_update_of_the_other_mode_or_width_is_not_the_plans():
         decode(topk)
     with pytest.raises(Malformed, match="codes have 4 bits, the update's 2"):
         codec.decode(topk, size=SIZE, plan=CodecPlan())
-    assert len(codec.decode(topk, size=SIZE, plan=CodecPlan(mode="topk", bits=2)).indices) == 8
+    eight = CodecPlan(mode="topk", bits=2, kept=8 / SIZE)
+    assert len(codec.decode(topk, size=SIZE, plan=eight).indices) == 8
     assert codec.set_id_of(topk) is None
 
 

@@ -5,16 +5,19 @@ import json
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
 
 from tests.vectors.write import HERE, RECIPIENT, SHARED_PLAN, VECTORS
 from tests.wire_contract.samples import MESSAGES
 from tests.wire_contract.toy_model import MANIFEST
 from wire_contract import codec, delta, envelope, messages
+from wire_contract.basis import decode_basis, turn_back
 from wire_contract.index_set import decode_index_set
+from wire_contract.layout import Layout
 
 # Bytes behind a compressor may differ between compressors: those are decoded below. A task offer has more fields now.
-COMPARED_ELSEWHERE = {"codec-topk4-v1", "codec-topk-v2", "index-set-v1", "messages-v1", "delta-v1"}
+COMPARED_ELSEWHERE = {"codec-topk4-v1", "codec-topk-v2", "index-set-v1", "messages-v1", "task-offer-v2", "delta-v1"}
 
 
 def golden(name: str):
@@ -31,6 +34,14 @@ def test_golden_messages_still_decode_to_the_same_values():
     for row in golden("messages-v1"):
         message = today[row["type"]]
         assert messages.decode_message(bytes.fromhex(row["hex"]), type(message)) == message
+
+
+def test_an_offer_from_before_threshold_and_basis_still_decodes_to_the_same_values():
+    today = VECTORS["task-offer-v2"]()
+    for name, stored in golden("task-offer-v2").items():
+        expected = messages.decode_message(bytes.fromhex(today[name]), messages.TaskOffer)
+        assert messages.decode_message(bytes.fromhex(stored), messages.TaskOffer) == expected
+        assert (expected.plan.codec.threshold, expected.plan.codec.basis) == (0.0, "")
 
 
 def test_a_message_whose_fields_are_the_first_ones_is_written_as_the_first_bytes():
@@ -80,6 +91,18 @@ def test_the_golden_index_set_and_the_golden_shared_update_decode_together():
     seen = codec.decode(bytes.fromhex(update["hex"]), size=1000, plan=SHARED_PLAN, index_set=index_set)
     assert seen.indices.tolist() == stored["indices"]
     assert [float(v).hex() for v in seen.values] == update["values"]
+
+
+def test_the_golden_basis_turns_back_to_the_golden_bits():
+    stored = golden("basis-v1")
+    axes = decode_basis(bytes.fromhex(stored["hex"]))
+    assert axes.sha256 == stored["sha256"] and [each.tensor for each in axes.turned] == ["rows", "kernel"]
+    turned = np.array([float.fromhex(value) for value in stored["turned"]], np.float32)
+    back = turn_back(turned, Layout.of(MANIFEST), axes)
+    assert [float(value).hex() for value in back] == stored["turned_back"]
+    # By hand, for the first block: old 0 is 0.6 x new 0 + 0.8 x new 1, in float32's 0.6 and 0.8.
+    (first, second), (low, high) = turned[:2].tolist(), axes.matrix[0].tolist()
+    assert back[0] == np.float32(low * first + high * second)
 
 
 def test_golden_signature_and_seal_open():

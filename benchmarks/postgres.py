@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of the tests: private, in a temporary folder, on a Unix socket only, stopped by its pid."""
+"""A PostgreSQL cluster for benchmarks and tests: private, in a temporary folder, on a Unix socket only."""
 
 import os
 import pwd
@@ -23,7 +23,7 @@ def find_programs() -> Path | None:
 
 
 def _other_user() -> tuple[int, int] | None:
-    """initdb refuses root: return the ids of somebody else, if root is who runs the tests."""
+    """initdb refuses root: return the ids of somebody else, if root is who asks."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -32,11 +32,14 @@ def _other_user() -> tuple[int, int] | None:
         except KeyError:
             continue
         return entry.pw_uid, entry.pw_gid
-    raise RuntimeError("root runs the tests and there is neither a user postgres nor nobody")
+    raise RuntimeError("PostgreSQL does not run as root, and there is neither a user postgres nor nobody")
 
 
 class Cluster:
-    """A running server. `new_database()` returns the SQLAlchemy URL of an empty database; `kill` is a power cut."""
+    """A running server, stopped by its pid. `new_database()` returns the SQLAlchemy URL of an empty database.
+
+    `durable` False trades safety for speed: it is for tests that do not end the server.
+    """
 
     def __init__(self, programs: Path, *, durable: bool) -> None:
         self._programs = programs
@@ -96,7 +99,10 @@ class Cluster:
         return f"postgresql+psycopg://tester@/{name}?host={self._folder}"
 
     def kill(self) -> None:
-        """End the server as a power cut would, and start it again."""
+        """End the server without a shutdown, so that it recovers from its log, and start it again.
+
+        The machine goes on: what the server had handed to the operating system stays.
+        """
         assert self._server is not None
         self._server.send_signal(signal.SIGQUIT)
         self._server.wait(60)
