@@ -14,7 +14,7 @@ the disk is what is measured; CPU time stands beside it.
 
 `ratio_sqlite` is message each / grouped, in time an update; `ratio_sqlite_update_each` is update each / grouped. Both
 follow the disk: the faster it flushes, the more of a commit is the processor's work, of which a group saves less.
-`flush_ms` is what this disk takes to append 12 kB and flush them; where that is 0.2 ms, the second ratio is 12 to 16.
+`flush_ms` is what this disk takes to append 12 kB and flush them. The second ratio was 13 to 20 in all runs so far.
 
 Then the acknowledgement's latency: updates arrive at a steady rate in the intake's own queue, and each is timed from
 its chunk's arrival until the commit of its group has returned. Then kills (of the process: what the operating system

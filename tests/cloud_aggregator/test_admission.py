@@ -207,6 +207,7 @@ def test_an_update_that_keeps_more_values_than_its_plan_says_is_malformed(aggreg
     more = codec.encode(delta_of(1), None, kept=SIZE // 4 + 1, clip_norm=CLIP_NORM, entropy="zstd").data
     receipt, _ = assert_refused(aggregator, phone, phone.update(phone.lease(), plain=more), "malformed")
     assert f"at most {SIZE // 4} of {SIZE} values, the update has {SIZE // 4 + 1}" in receipt.reason
+    phone.rest()
     receipt, _ = submit(aggregator, phone, phone.update(phone.lease(), plain=most))
     assert receipt.verdict == "accepted"
 
@@ -235,7 +236,7 @@ def test_updates_are_decoded_by_the_kernel_that_the_environment_names(aggregator
 
 
 def test_a_kernel_that_is_none_is_an_invalid_setting():
-    with pytest.raises(InvalidSetting, match="EDGE_FEDERATION_KERNEL: a kernel is one of .*, got 'cuda'"):
+    with pytest.raises(InvalidSetting, match=r"EDGE_FEDERATION_KERNEL: a kernel is one of .*, got 'cuda'"):
         chosen_kernel({"EDGE_FEDERATION_KERNEL": "cuda"})
 
 

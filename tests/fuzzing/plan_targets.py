@@ -30,7 +30,7 @@ def _rotation(width: int, rng: Random) -> np.ndarray:
 
 
 def basis_bytes(rng: Random, **changes: Any) -> bytes:
-    """Draw a good basis file; `changes` replace `width`, `turned`, `matrix`, `magic` or `behind`, or `alter` a matrix."""
+    """Draw a good basis file; `changes` replace `width`, `turned`, `matrix`, `magic` or `behind`; `alter` edits it."""
     width = changes.get("width", rng.choice((2, 4)))
     matrix = _rotation(changes.pop("made", width), rng)
     if "alter" in changes:

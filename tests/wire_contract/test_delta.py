@@ -239,7 +239,7 @@ SPARSE = bytes([delta.SPARSE]) + SCALE
         (bytes([delta.STEPS]), Unsupported, "a section of int8"),
         (bytes([delta.DENSE]) + SCALE + block(bytes(23)), Malformed, "24 to 24 bytes, got 23"),
         (bytes([delta.DENSE]) + SCALE + block(bytes(30), 24), Malformed, "got 24 packed in 30"),
-        (bytes([delta.DENSE]) + SCALE + block(BOMB[:20], 24), Malformed, "zstd frame"),
+        (bytes([delta.DENSE]) + SCALE + block(BOMB[:20], 24), Malformed, "24 bytes, its frame states 16777216"),
         (bytes([delta.DENSE]) + SCALE + block(b"no frame", 24), Malformed, "zstd frame"),
         (SPARSE + struct.pack("<I", 25), Malformed, "changes at most 24 values, got 25"),
         (SPARSE + struct.pack("<I", 1) + block(b"\x18"), Malformed, "below 24, got 24"),
