@@ -2,14 +2,14 @@
 
 The reference model (1,422,250 values) in a real template. Ten late training steps are published in a row as the
 aggregator does it: each version is patched into the file of the version before, once without hysteresis and once for
-each of 0.5, 0.75 (the default) and 1.0 codes. For each, what a device downloads: one step (median of the ten), ten
+each of 0.5 (the default), 0.75 and 1.0 codes. For each, what a device downloads: one step (median of the ten), ten
 steps as one direct delta and as a chain, against the whole file (raw, and behind zstd 19) and against Flower's float32
 record of the same model, serialized by Flower itself where its environment is there (benchmarks.peer_environments),
 4 bytes a value otherwise. `new_scales` is one step in which every tensor outgrows its scale: rare, and the worst case.
 
 `identical`: a device's own slots (`edge_runtime.model_slots`) install the newest version from the file ten steps older
 with the direct delta, and with the chain, and hold the aggregator's file; the bytes are counted at the Downloads port,
-headers of HTTP not included. `recall_points_lost`: top-3 recall of the last version without hysteresis minus with 0.75,
+headers of HTTP not included. `recall_points_lost`: top-3 recall of the last version without hysteresis minus with 0.5,
 both as their int8 files, on held-out streams; null where there are none.
 
 Versions are `.cache/bench/late_versions.npz` (`versions`: float32 [at least 11, n], in layout order; optionally
@@ -51,7 +51,7 @@ from wire_contract.patch import patch, read_tensors
 
 CACHE = Path(__file__).parent.parent / ".cache" / "bench"
 KEEPS = (0.0, 0.5, 0.75, 1.0)
-DEFAULT_KEEP = 0.75
+DEFAULT_KEEP = 0.5
 NOW = 1_800_000_000
 Floats = NDArray[np.float32]
 

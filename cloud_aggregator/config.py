@@ -83,7 +83,7 @@ class PopulationSettings(msgspec.Struct, frozen=True, kw_only=True):
     pace: PaceSettings = PaceSettings()
     release: ReleaseSettings = ReleaseSettings()
     downlink: DownlinkSettings = DownlinkSettings()
-    hysteresis: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_KEEP)] = 0.75
+    hysteresis: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_KEEP)] = 0.5
 
 
 def check_population(settings: PopulationSettings) -> None:
