@@ -20,71 +20,47 @@ Both go on where they were stopped.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from benchmarks import learning_base
-from benchmarks.learning_base import CACHE, ROOT, Base
-from cloud_aggregator.bases import principal_axes
-from cloud_aggregator.config import PopulationSettings
-from cloud_aggregator.server_optimizer import OptimizerSettings
-from fleet_simulator.learning import (
-    SYNCHRONOUS,
-    UNIFORM_STALENESS,
-    Fleet,
-    LearningSettings,
-    Round,
-    public_index_set,
-    run,
-    with_index_set,
+from benchmarks.convergence_runs import (
+    ASYNC_STEPS,
+    GOAL,
+    OLD_TOPK,
+    STEPS,
+    Timing,
+    Variant,
+    name_of,
+    run_timing,
+    run_variant,
 )
+from benchmarks.learning_base import CACHE, ROOT, Base
+from cloud_aggregator.server_optimizer import OptimizerSettings
+from fleet_simulator.learning import SYNCHRONOUS, UNIFORM_STALENESS
 from keyboard_demo.typists import Split
-from wire_contract.basis import Basis, decode_basis
-from wire_contract.messages import CodecPlan, Plan
-from wire_contract.patch import read_tensors
+from wire_contract.messages import CodecPlan
 
 SEEDS: Final = (1, 2, 3)
 ASYNC_SEEDS: Final = (1, 2)
-STEPS: Final = 36
-GOAL: Final = 20
-ASYNC_STEPS: Final = 240
-TAIL_IDS: Final = 1200
 BAR_TOLERANCE: Final = 0.02
 RESULT: Final = ROOT / "benchmarks" / "results" / "convergence.json"
-CODE: Final = (
-    "benchmarks/convergence.py", "cloud_aggregator/admission.py", "cloud_aggregator/bases.py",
-    "cloud_aggregator/index_sets.py", "edge_runtime/client_update.py", "edge_runtime/residual.py",
-    "wire_contract/basis.py", "wire_contract/codec.py", "wire_contract/ring.py",
-)  # fmt: skip
-OLD_TOPK: Final = CodecPlan(mode="topk4", kept=0.01)
+RECORDS: Final = CACHE / "convergence"
 
 
 def _threshold(least: float, bits: int = 2) -> CodecPlan:
     return CodecPlan(mode="topk", bits=bits, kept=0.1, threshold=least)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the table. `residual_keep` 0 sends without error feedback; `principal` names a basis."""
-
-    name: str
-    codec: CodecPlan = OLD_TOPK
-    float32: bool = False
-    principal: bool = False
-    residual_keep: float = 0.0
-    shared: bool = False
 
 
 VARIANTS: Final = (
@@ -92,22 +68,13 @@ VARIANTS: Final = (
     Variant("topk 1 %, error feedback", OLD_TOPK, residual_keep=1.0),
     Variant("threshold 12 kB, no basis", _threshold(1.08e-3)),
     Variant("threshold 6 kB", _threshold(1.7e-3), principal=True),
-    Variant("threshold 12 kB", _threshold(1.0e-3), principal=True),
-    Variant("threshold 24 kB", _threshold(5.0e-4), principal=True),
+    Variant("threshold 12 kB", _threshold(1.02e-3), principal=True),
+    Variant("threshold 24 kB", _threshold(5.1e-4), principal=True),
     Variant("threshold 48 kB", _threshold(2.0e-4), principal=True),
-    Variant("shared 5 %", CodecPlan(mode="shared", kept=0.05, bits=4, unit=2.0**-9), shared=True, residual_keep=1.0),
+    Variant("shared 5 %", CodecPlan(mode="shared", kept=0.05, bits=4, unit=2.0**-10), shared=True, residual_keep=1.0),
 )
 CLAIM: Final = "threshold 12 kB"
 WIDE: Final = "threshold 24 kB"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One side of the asynchronous comparison."""
-
-    name: str
-    staleness: tuple[float, ...]
-    optimizer: OptimizerSettings
 
 
 def _async_optimizer(rate: float, beta1: float) -> OptimizerSettings:
@@ -122,118 +89,51 @@ TIMINGS: Final = (
 )
 
 
-def population(variant: Variant, first_step: int) -> PopulationSettings:
-    """Return the operator's settings of a run that goes on after `first_step` steps."""
-    plan = Plan(
-        rows=256, epochs=1, learning_rate=1.0, dropout=0.2, example_cap=64, residual_keep=variant.residual_keep,
-        codec=variant.codec,
-    )  # fmt: skip
-    optimizer = OptimizerSettings(
-        learning_rate=2e-2, beta1=0.9, beta2=0.99, epsilon=1e-4, warmup_steps=first_step,
-        decay_steps=first_step + STEPS, final_share=0.1,
-    )  # fmt: skip
-    return PopulationSettings(goal_count=GOAL, plan=plan, optimizer=optimizer)
-
-
-def basis_of(base: Base) -> Basis:
-    """Return the principal axes of the population's first version, as an aggregator makes them at import."""
-    tensors = read_tensors(base.public.file, base.manifest)
-    return decode_basis(principal_axes(tensors, base.layout, words=base.manifest.vocabulary_words))
-
-
-def learn(base: Base, variant: Variant, seed: int, observe: Callable[[Round], None]) -> Round:
-    """Run the 36 steps of one variant and return the last."""
-    settings = population(variant, base.converged.optimizer.step)
-    index_set = basis = None
-    if variant.shared:
-        index_set = public_index_set(base.history, share=variant.codec.kept, explore_share=0.15, seed=seed)
-        settings = with_index_set(settings, index_set)
-    if variant.principal:
-        basis = basis_of(base)
-        codec_plan = msgspec.structs.replace(settings.plan.codec, basis=basis.sha256)
-        settings = msgspec.structs.replace(settings, plan=msgspec.structs.replace(settings.plan, codec=codec_plan))
-    learning = LearningSettings(settings, STEPS, seed=seed, float32=variant.float32)
-    streams = base.streams(learning_base.halves()[1])
-    return run(Fleet(streams, base.converged, learning, base.runner(), index_set, basis), observe)
-
-
-def run_variant(base: Base, variant: Variant, seed: int, split: Split) -> dict[str, object]:
-    """Return one run's record: scores before and after, bytes of each update, verdicts."""
-    sizes: list[int] = []
-    refused: list[str] = []
-
-    def observe(made: Round) -> None:
-        sizes.extend(made.update_bytes)
-        refused.extend(made.refused)
-
-    last = learn(base, variant, seed, observe)
-    runner = base.runner()
-    tails = base.tails(learning_base.people(split), TAIL_IDS)
-    before = base.score(runner, base.converged.file, tails)
-    after = base.score(runner, last.file, tails)
-    return {
-        "variant": variant.name,
-        "seed": seed,
-        "split": split,
-        "words": before.count,
-        "loss": [before.mean_loss, after.mean_loss],
-        "top1": [before.top1, after.top1],
-        "top3": [before.top3, after.top3],
-        "bytes": sizes,
-        "refused": refused,
-    }
-
-
-def run_timing(base: Base, timing: Timing, seed: int, split: Split) -> dict[str, object]:
-    """Return one asynchronous or synchronous run's record."""
-    plan = Plan(rows=64, epochs=1, learning_rate=1.0, dropout=0.2, example_cap=64)
-    settings = PopulationSettings(goal_count=GOAL, plan=plan, optimizer=timing.optimizer)
-    learning = LearningSettings(settings, ASYNC_STEPS, seed=seed, float32=True, staleness=timing.staleness)
-    runner = base.runner()
-    people = [person for half in learning_base.halves() for person in half]
-    tails = base.tails(learning_base.people(split), TAIL_IDS)
-    last = run(Fleet(base.streams(people), base.public, learning, runner), lambda each: None)
-    after = base.score(runner, last.file, tails)
-    return {"variant": timing.name, "seed": seed, "split": split, "top1": after.top1, "top3": after.top3,
-            "loss": after.mean_loss}  # fmt: skip
+def wanted_runs() -> list[tuple[Variant | Timing, int]]:
+    """Return every run of the full result."""
+    runs: list[tuple[Variant | Timing, int]] = [(variant, seed) for seed in SEEDS for variant in VARIANTS]
+    return runs + [(timing, seed) for seed in ASYNC_SEEDS for timing in TIMINGS]
 
 
 def inputs_hash(base: Base) -> str:
-    """Return the hash of all that a stored result depends on: base, settings, code."""
-    return learning_base.hash_of(f"{base.sha256} {SEEDS} {STEPS}", CODE)
+    """Return the hash of all that the stored result depends on: base, settings, seeds, code."""
+    names = [name_of(base, made, seed, "test") for made, seed in wanted_runs()]
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()
 
 
-def _record(name: str, seed: int, split: str, folder: Path) -> dict[str, object]:
+def _record(base: Base, made: Variant | Timing, seed: int, split: Split, folder: Path) -> dict:
     """Return a run's record out of the cache, or run it in a process of its own first."""
-    path = folder / f"{name.replace(' ', '-').replace('%', 'pc').replace(',', '')}-{split}-{seed}.json"
+    path = folder / f"{name_of(base, made, seed, split)}.json"
     if not path.exists():
-        words = [sys.executable, "-m", "benchmarks.convergence", "--one", name, "--seed", str(seed), "--split", split]
+        words = [sys.executable, "-m", "benchmarks.convergence", "--one", made.name, "--seed", str(seed)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*words, "--split", split], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise SystemExit(f"run {name} {seed} failed: {done.stderr.strip()[-800:]}")
+            raise SystemExit(f"run {made.name} {seed} failed: {done.stderr.strip()[-800:]}")
         part = path.with_suffix(".part")
         part.write_text(done.stdout.strip().splitlines()[-1])
         part.rename(path)
-    record: dict[str, object] = json.loads(path.read_text())
+    record: dict = json.loads(path.read_text())
     return record
 
 
-def run_all(names: list[str], seeds: tuple[int, ...], split: str, folder: Path) -> dict[tuple[str, int], dict]:
-    """Return all records; as many processes at a time as there are cores."""
+def run_all(base: Base, wanted: list[tuple[Variant | Timing, int]], split: Split, folder: Path) -> dict:
+    """Return all records by (name, seed); as many processes at a time as there are cores."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(name, seed) for seed in seeds for name in names]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, tqdm(total=len(wanted), unit="run") as bar:
 
-        def one(each: tuple[str, int]) -> dict:
-            found = _record(*each, split, folder)
+        def one(each: tuple[Variant | Timing, int]) -> dict:
+            found = _record(base, *each, split, folder)
             bar.update()
             return found
 
-        return dict(zip(wanted, pool.map(one, wanted), strict=True))
+        records = list(pool.map(one, wanted))
+    return {(made.name, seed): record for (made, seed), record in zip(wanted, records, strict=True)}
 
 
-def summarize(records: dict[tuple[str, int], dict], seeds: tuple[int, ...]) -> list[dict[str, object]]:
+def summarize(records: dict, seeds: tuple[int, ...]) -> list[dict[str, object]]:
     """Return one row a variant: progress against float32 of the same seed, and bytes."""
     rows = []
     for variant in VARIANTS:
@@ -292,9 +192,7 @@ def _commit() -> str:
 
 def full(base: Base) -> dict[str, object]:
     """Run everything and store the result."""
-    folder = CACHE / "convergence" / inputs_hash(base)[:16]
-    records = run_all([each.name for each in VARIANTS], SEEDS, "test", folder)
-    records |= run_all([each.name for each in TIMINGS], ASYNC_SEEDS, "test", folder)
+    records = run_all(base, wanted_runs(), "test", RECORDS)
     rows = summarize(records, SEEDS)
     recall = {t.name: [records[t.name, seed]["top3"] for seed in ASYNC_SEEDS] for t in TIMINGS}
     sync, stale = (recall[t.name] for t in TIMINGS)
@@ -324,8 +222,9 @@ def bar(base: Base) -> dict[str, object]:
         raise SystemExit("no stored result: python -m benchmarks.convergence --full")
     stored: dict[str, object] = json.loads(RESULT.read_text())
     same = stored["inputs"] == inputs_hash(base)
-    folder = CACHE / "convergence-bar" / inputs_hash(base)[:16]
-    records = run_all(["float32", CLAIM], SEEDS[:1], "test", folder)
+    pair: list[tuple[Variant | Timing, int]] = [(v, 1) for v in VARIANTS if v.float32 or v.name == CLAIM]
+    with tempfile.TemporaryDirectory() as folder:
+        records = run_all(base, pair, "test", Path(folder))
     own, whole = records[CLAIM, 1], records["float32", 1]
     again = (own["loss"][0] - own["loss"][1]) / (whole["loss"][0] - whole["loss"][1])
     claim = next(row for row in stored["frontier"] if row["variant"] == CLAIM)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import convergence, learning_base
+from benchmarks import convergence, convergence_runs, learning_base
 from benchmarks.learning_base import CACHE, Base
 from edge_runtime import local_training
 from fleet_simulator.learning import Round
@@ -44,7 +44,7 @@ def _write(path: Path, base: Base, **arrays: Any) -> None:
 
 def make_deltas(base: Base) -> None:
     """Train 40 new people once each on the converged base."""
-    plan = convergence.population(convergence.VARIANTS[0], 1).plan
+    plan = convergence_runs.population(convergence.VARIANTS[0], 1).plan
     tensors = read_tensors(base.converged.file, base.manifest)
     packed, received = base.layout.pack(tensors), base.layout.flatten(tensors)
     runner = base.runner()
@@ -63,15 +63,15 @@ def make_late_versions(base: Base) -> None:
     """Run the 12 kB row's 36 steps and keep the last versions."""
     variant = next(each for each in convergence.VARIANTS if each.name == convergence.CLAIM)
     masters: list[np.ndarray] = []
-    with tqdm(total=convergence.STEPS, desc="late versions") as bar:
+    with tqdm(total=convergence_runs.STEPS, desc="late versions") as bar:
 
         def observe(made: Round) -> None:
             bar.update()
             masters.append(made.optimizer.master)
             del masters[:-VERSIONS]
 
-        convergence.learn(base, variant, seed=1, observe=observe)
-    tails = base.tails(learning_base.people("test"), convergence.TAIL_IDS)
+        convergence_runs.learn(base, variant, seed=1, observe=observe)
+    tails = base.tails(learning_base.people("test"), convergence_runs.TAIL_IDS)
     _write(
         LATE, base, versions=np.stack(masters), streams=np.concatenate([np.array(t, np.int32) for t in tails]),
         lengths=np.array([len(t) for t in tails]),

@@ -28,13 +28,14 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from benchmarks import convergence, learning_base, learning_inputs
-from benchmarks.convergence import CLAIM, VARIANTS, Variant
+from benchmarks import convergence_runs, learning_base, learning_inputs
+from benchmarks.convergence import CLAIM, VARIANTS
+from benchmarks.convergence_runs import Variant
 from benchmarks.downlink import flower_bytes
 from benchmarks.learning_base import Base
 from edge_runtime import client_update
 from edge_runtime.local_training import TrainingResult
-from fleet_simulator.learning import CHUNK_BYTES, POPULATION, TASK, public_index_set
+from fleet_simulator.learning import CHUNK_BYTES, POPULATION, TASK
 from wire_contract.layout import Tensors
 from wire_contract.messages import Plan, RetryWindow, TaskOffer
 from wire_contract.patch import read_tensors
@@ -50,14 +51,14 @@ class Device:
 
     def __init__(self, base: Base, variant: Variant) -> None:
         self._base = base
-        plan = convergence.population(variant, 1).plan
+        plan = convergence_runs.population(variant, 1).plan
         self._index_set = self._basis = None
         codec_plan = plan.codec
         if variant.shared:
-            self._index_set = public_index_set(base.history, share=plan.codec.kept, explore_share=0.15, seed=1)
+            self._index_set = convergence_runs.index_set_of(base, plan.codec.kept, seed=1)
             codec_plan = msgspec.structs.replace(codec_plan, index_set=self._index_set.sha256)
         if variant.principal:
-            self._basis = convergence.basis_of(base)
+            self._basis = convergence_runs.basis_of(base)
             codec_plan = msgspec.structs.replace(codec_plan, basis=self._basis.sha256)
         self.plan: Plan = msgspec.structs.replace(plan, codec=codec_plan)
         self._key = Ed25519PrivateKey.generate()

@@ -103,7 +103,7 @@ def name_first(records: Records, blobs: Blobs, manifest: Manifest, settings: Pop
 
 
 def renew(records: Records, blobs: Blobs, manifest: Manifest, settings: PopulationSettings, version: int) -> NamedSets:
-    """Name a set made of the last versions' movement, and return all; `version` is the one just released.
+    """Name a set made of what the steps have moved, and return all; `version` is the one just released.
 
     With fewer than two versions there is nothing to see yet, and the set stays.
     """
@@ -114,13 +114,14 @@ def renew(records: Records, blobs: Blobs, manifest: Manifest, settings: Populati
     if settings.plan.codec.mode != "shared" or len(steps) < 2:
         return known
     layout = Layout.of(manifest)
-    indices = index_sets.choose(
-        _vectors(blobs, manifest, layout, steps[::-1]),
-        size=layout.size,
-        count=codec.kept_count(settings.plan.codec, layout.size),
-        explore_share=settings.index_set.explore_share,
-        seed=index_sets.seed_of(population, version),
-    )
+    count = codec.kept_count(settings.plan.codec, layout.size)
+    share, seed = settings.index_set.explore_share, index_sets.seed_of(population, version)
+    state = records.optimizer(population)
+    if state is not None and state.v.any():
+        indices = index_sets.choose_scored(state.v, count=count, explore_share=share, seed=seed)
+    else:
+        history = _vectors(blobs, manifest, layout, steps[::-1])
+        indices = index_sets.choose(history, size=layout.size, count=count, explore_share=share, seed=seed)
     return _add(records, blobs, population, encode_index_set(layout.size, indices))
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -235,6 +236,23 @@ def test_a_release_names_a_new_set_made_of_what_moved_and_older_ones_are_still_r
     receipt, row = submit(aggregator, late, messages)
     assert (receipt.verdict, receipt.staleness) == ("accepted", 1)
     assert row.norm == pytest.approx(sent.norm(), rel=1e-12)
+
+
+def test_where_the_optimizer_keeps_a_second_moment_the_set_is_the_largest_of_it(aggregator):
+    _, *fleet = phones(aggregator, 5)
+    play_round(aggregator, fleet)
+    with aggregator.database.transaction() as records:
+        state = records.optimizer(POPULATION)
+        moment = np.random.default_rng(8).random(SIZE).astype(np.float32)
+        records.set_optimizer(POPULATION, replace(state, v=moment))
+    aggregator.restart()
+    aggregator.service.release(POPULATION, aggregator.clock.now())
+    fleet[0].rest()
+    renewed = set_of(aggregator, fleet[0].lease(capabilities=CAN_SHARE))
+    drawn = round(0.15 * COUNT)
+    best = set(np.argsort(-moment, kind="stable")[: COUNT - drawn].tolist())
+    assert best <= set(renewed.indices.tolist())
+    assert len(renewed.indices) == COUNT
 
 
 def test_a_replay_rebuilds_a_round_of_the_set_before_the_last(aggregator):
