@@ -245,7 +245,6 @@ def test_where_the_optimizer_keeps_a_second_moment_the_set_is_the_largest_of_it(
         state = records.optimizer(POPULATION)
         moment = np.random.default_rng(8).random(SIZE).astype(np.float32)
         records.set_optimizer(POPULATION, replace(state, v=moment))
-    aggregator.restart()
     aggregator.service.release(POPULATION, aggregator.clock.now())
     fleet[0].rest()
     renewed = set_of(aggregator, fleet[0].lease(capabilities=CAN_SHARE))
