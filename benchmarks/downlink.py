@@ -9,8 +9,8 @@ record of the same model, serialized by Flower itself where its environment is t
 
 `identical`: a device's own slots (`edge_runtime.model_slots`) install the newest version from the file ten steps older
 with the direct delta, and with the chain, and hold the aggregator's file; the bytes are counted at the Downloads port,
-headers of HTTP not included. `recall_points_lost`: top-3 recall of the last version without hysteresis minus with 0.5,
-both as their int8 files, on held-out streams; null where there are none.
+headers of HTTP not included. `recall_points_lost`: top-3 recall without hysteresis minus with 0.5, the same masters as
+int8 files on held-out streams, mean over every second version (one scatters by 0.1); null where there are none.
 
 Versions are `.cache/bench/late_versions.npz` (`versions`: float32 [at least 11, n], in layout order; optionally
 `streams`, `lengths`: held-out word ids, one person after another), made by the learning harness. Without it they are a
@@ -216,7 +216,7 @@ def main() -> None:
         versions, source = synthetic_versions(layout, asked.steps + 1, asked.seed), "synthetic"
     if versions.shape != (asked.steps + 1, layout.size):
         raise SystemExit(f"versions are float32 [{asked.steps + 1}, {layout.size}], got {versions.shape}")
-    rows, last = {}, {}
+    rows, last, scored = {}, {}, {}
     print(f"versions: {source}, {asked.steps} steps of {manifest.parameters:,} values")
     print(
         f"{'hysteresis':<12}{'1 step':>10}{'10 direct':>11}{'10 chain':>10}{'new scales':>12}"
@@ -244,12 +244,16 @@ def main() -> None:
             "identical": all(each.identical for each in done),
         }
         last[keep] = files[-1]
+        scored[keep] = files[2::2]
         row = rows[str(keep)]
         print(
             f"{keep:<12}{row['one_step']:>10,}{row['steps_direct']:>11,}{row['steps_chain']:>10,}{row['new_scales']:>12,}"
             f"{changed:>9.2%}{encode_s:>10.3f}{done[0].cpu_s:>11.3f}"
         )
-    recall = {keep: top3(file, manifest, streams) for keep, file in last.items()} if streams else {}
+    each = (
+        {keep: [top3(file, manifest, streams) for file in files] for keep, files in scored.items()} if streams else {}
+    )
+    recall = {keep: float(np.mean(percents)) for keep, percents in each.items()}
     whole = len(template)
     packed = len(zstandard.ZstdCompressor(level=19).compress(last[0.0]))
     flower, how = flower_bytes(manifest)
@@ -276,6 +280,7 @@ def main() -> None:
                 "flower_measured": how,
                 "hysteresis": rows,
                 "top3": {str(keep): round(percent, 3) for keep, percent in recall.items()},
+                "top3_by_version": {str(keep): [round(p, 2) for p in percents] for keep, percents in each.items()},
                 "versions_source": source,
                 "steps": asked.steps,
                 "seed": asked.seed,
