@@ -409,8 +409,10 @@ time.sleep(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_broker_outlives_whoever_started_it(broker_kind, tmp_path, number):
     starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(tmp_path), broker_kind], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-c", STARTER, str(tmp_path), broker_kind], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        # A suite that runs in a shell's background is born with Ctrl-C ignored, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     url, pid = starter.stdout.readline().split()
     address = parse_broker_url(url.decode())
     assert answers_mqtt5(address.host, address.port)

@@ -79,7 +79,7 @@ def test_lies_about_an_update_neither_stop_the_aggregator_nor_lose_or_double_the
 
 def long_update():
     """A good update of the toy model that takes three chunks: empty deflate blocks before its body."""
-    data = codec.encode(delta_of(1), None, kept=SIZE, clip_norm=1.0, entropy="deflate").data
+    data = codec.encode(delta_of(1), None, kept=SIZE // 4, clip_norm=1.0, entropy="deflate").data
     return data[:24] + b"\0\0\0\xff\xff" * 400 + data[24:]
 
 

@@ -222,7 +222,11 @@ def test_ctrl_c_during_an_export_leaves_nothing(tmp_path, key):
         sys.executable, "-m", "model_export.cli", "export", "--population", "p", "--signing-key", str(key),
         "--vocabulary", str(slow), "--output", str(tmp_path / "out" / "bundle"),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A suite that runs in a shell's background is born with Ctrl-C ignored, and its children with it.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     # Opening returns once the export reads at the other end, where it now waits.
     with slow.open("wb"):
         process.send_signal(signal.SIGINT)
