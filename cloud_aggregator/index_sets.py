@@ -2,9 +2,9 @@
 
 The rules:
 - a value's score is the server optimizer's second moment of it, where it keeps one: 5 % of the values then hold 82 % of
-  the energy of new people's deltas, in a trial (ADR 11). Otherwise it is how much it has moved, the sum of the squared differences
-  between consecutive published versions (23 %). Both are made of nothing but the sums that versions are made of: the
-  set says of no person what the steps did not;
+  the energy of new people's deltas, in a trial (ADR 11). Otherwise it is how much it has moved, the sum of the squared
+  differences between consecutive published versions (23 %). Both are made of nothing but the sums that versions are
+  made of: the set says of no person what the steps did not;
 - the best scores fill the set but for a share that is drawn at random, so that values which have not moved yet get
   their chance (15 %: measured); ties go to the lower index; a value that never moved has no score and is only drawn;
 - before there is a history, half of the set is the rows of the most frequent words, whole, and the rest is drawn. The

@@ -109,6 +109,12 @@ def test_a_threshold_makes_updates_shorter_and_the_shared_mode_makes_them_all_on
     assert max(last.update_bytes) - min(last.update_bytes) < 64
 
 
+def test_updates_of_which_nothing_reaches_the_threshold_are_accepted_and_move_nothing():
+    (only,) = fleet(settings(msgspec.structs.replace(WHOLE, threshold=64.0)), steps=1).rounds()
+    assert only.refused == ()
+    assert np.array_equal(only.optimizer.master, LAYOUT.flatten(read_tensors(FILE, MANIFEST)))
+
+
 def test_a_run_without_a_round_is_refused():
     with pytest.raises(ValueError, match="at least one round"):
         run(fleet(settings(), steps=0), lambda made: None)
