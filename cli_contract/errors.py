@@ -1,6 +1,7 @@
 """The one exception that a command raises to end with a line on stderr and a documented exit code."""
 
 from cli_contract.exit_codes import ExitCode
+from cli_contract.plain_text import plain
 
 
 class CommandError(Exception):
@@ -11,7 +12,8 @@ class CommandError(Exception):
 
     def __init__(self, message: str, *, exit_code: ExitCode = ExitCode.FAILED, code: str = "FAILED", hint: str = ""):
         super().__init__(message)
-        self.message = " ".join(message.split())
+        # A key or a path may hold anything: one line, and nothing that steers the terminal.
+        self.message = plain(" ".join(message.split()))
         self.exit_code = exit_code
         self.code = code
-        self.hint = hint
+        self.hint = plain(hint)

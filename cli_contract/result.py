@@ -13,6 +13,7 @@ from typing import TextIO
 
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
+from cli_contract.plain_text import plain
 
 SCHEMA_VERSION = "1"
 ENVELOPE_KEYS = frozenset({"schema_version", "command", "status", "exit_code", "error_code", "message", "hint"})
@@ -31,11 +32,6 @@ class Result:
     text: str = ""
     next_command: str = ""
     exit_code: ExitCode = field(default=ExitCode.OK)
-
-
-def plain(value: object) -> str:
-    """Return `value` as text that cannot steer a terminal: control characters stand as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:

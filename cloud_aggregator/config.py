@@ -130,13 +130,16 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Which broker to use (empty URL: start one on loopback), and the URL that devices are told (empty: the same).
+    """Which broker to use (empty URL: start one on loopback), and what devices are told (empty: the same).
 
-    User and password in either are ours alone: devices are told the URL without them.
+    `public_url` may hold several addresses, see `adapters.broker_addresses`. User and password in either are ours
+    alone: devices are told the URL without them. `websocket_port`, for a mosquitto that is started here: where it
+    listens for WebSockets, too (0: nowhere).
     """
 
     url: str = ""
     public_url: str = ""
+    websocket_port: Port = 0
 
 
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +190,8 @@ port = 8080
 
 [broker]
 # url = "mqtt://127.0.0.1:1883"  # empty: mosquitto, or else iotcore, is started on loopback
+# websocket_port = 0            # where that mosquitto listens for WebSockets, too; 0: nowhere
+# public_url = "mqtts://fleet.example wss://fleet.example/mqtt"   # what devices are told, the best first
 
 [intake]
 # group_updates = 64            # updates in one commit, at most 64; ...

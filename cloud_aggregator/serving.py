@@ -20,6 +20,7 @@ from types import FrameType
 
 from cloud_aggregator.adapters.blobs import FileBlobs
 from cloud_aggregator.adapters.broker import BrokerHandle, start_broker
+from cloud_aggregator.adapters.broker_addresses import announced_addresses
 from cloud_aggregator.adapters.clock import SystemClock
 from cloud_aggregator.adapters.database import SqlDatabase
 from cloud_aggregator.adapters.delta_files import DeltaFiles
@@ -75,7 +76,10 @@ class _WatchedBroker:
         self._say(f"{self.handle.name} died; starting it again")
         port = parse_broker_url(self.handle.url).port
         try:
-            self.handle = start_broker("", self._folder, say=self._say, port=port, prefer=self.handle.name)
+            self.handle = start_broker(
+                "", self._folder, say=self._say, port=port, prefer=self.handle.name,
+                websocket_port=self.handle.websocket_port,
+            )  # fmt: skip
         except BrokerUnreachable as e:
             self._say(f"{e}; trying again")
 
@@ -106,7 +110,11 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
         gate, abandon = _gate(data, settings)
         limits = Limits(settings.intake.backlog_seconds, settings.intake.reserve_megabytes * 1024 * 1024)
         pressure = BackPressure(limits)
-        watched = _WatchedBroker(start_broker(settings.broker.url, data / "broker", say=say), data / "broker", say)
+        told = announced_addresses(settings.broker.public_url) if settings.broker.public_url else ""
+        started = start_broker(
+            settings.broker.url, data / "broker", say=say, websocket_port=settings.broker.websocket_port
+        )
+        watched = _WatchedBroker(started, data / "broker", say)
         stack.callback(watched.stop)
         broker = watched.handle
         transport = MqttTransport(
@@ -134,7 +142,7 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
             deltas=deltas,
             kernel=kernel,
         )
-        service.addresses = replace(service.addresses, broker_url=settings.broker.public_url or broker.url)
+        service.addresses = replace(service.addresses, broker_url=told or announced_addresses(broker.addresses))
         http = start_http(
             service, settings.http.host, settings.http.port, operator_token=token, public_url=settings.http.public_url
         )

@@ -15,62 +15,81 @@ The rules:
 - the state is durable before an effect is performed, and a message is acknowledged after both;
 - an agent that was killed anywhere goes on when a new one opens the same home;
 - after a failed write, or when another process was told to forget, the disk is right and memory is read from it anew;
-- numpy and the interpreter are loaded when a model is checked or trained, not before.
+- numpy and the interpreter live behind the Trainer port, on a device in a process of its own: never here.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from edge_runtime import eligibility, session, session_row
-from edge_runtime.adapters import checkpoints
+import msgspec
+
+from edge_runtime import (
+    eligibility,
+    job_outcome,
+    local_rules,
+    night_window,
+    personal_task,
+    room,
+    session,
+    session_row,
+)
+from edge_runtime.adapters import ballast, checkpoints, files, vector_files
+from edge_runtime.adapters.database import scrub_file
 from edge_runtime.adapters.example_store import SqliteExampleStore
-from edge_runtime.adapters.outbox import Outbox
+from edge_runtime.adapters.ledger_rows import LedgerRows
+from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.config import Settings
-from edge_runtime.eligibility import Decision, Usage
+from edge_runtime.day_keys import StorageKey
+from edge_runtime.eligibility import Decision, Moment, Standing, Usage
 from edge_runtime.identity import load, load_enrolled
 from edge_runtime.inbox import Inbox
-from edge_runtime.link import Link
-from edge_runtime.model_slots import Held, ModelSlots, VersionRefused
+from edge_runtime.jobs import Evaluate, LongJob, Personalize, Train
+from edge_runtime.link import Link, LinkMemory, encode_memory, read_memory
+from edge_runtime.model_slots import Held, ModelSlots
 from edge_runtime.night_budget import NightBudget
 from edge_runtime.ports import (
     Clock,
     Downloads,
     Entropy,
     Forgotten,
-    ModelRuntime,
     Received,
     Sensors,
     StorageFailed,
     StorageFull,
     TooLarge,
+    Trainer,
     Transport,
     Unreachable,
 )
-from edge_runtime.privacy_filter import id_stream
+from edge_runtime.recut import recut
 from edge_runtime.session import Phase
 from edge_runtime.session_row import SessionRow
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.version_keeper import VersionKeeper, name_of
+from edge_runtime.workbench import Workbench
 from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest
 from wire_contract.messages import (
+    EVALUATION_CAPABILITY,
     CheckIn,
+    EvaluationOffer,
     StatusQuery,
     TaskOffer,
+    capabilities_needed,
     encode_message,
 )
 
-if TYPE_CHECKING:
-    from edge_runtime.training_task import TrainingTask
-
 CAPABILITIES = (
     "codec:basis", "codec:shared", "codec:threshold", "codec:topk", "codec:topk4", "entropy:deflate", "entropy:none",
-    "entropy:zstd", "rule:sgd", "signature:train", "signature:train_sampled",
+    "entropy:zstd", "signature:train", "signature:train_sampled", "plan:separation", EVALUATION_CAPABILITY,
+    *local_rules.CAPABILITIES,
 )  # fmt: skip
 ROW_TOKENS = 20
+LINK = "link"
+# A killed agent forgets at most so many seconds of training that the night has used.
+USAGE_WRITTEN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ class Ports:
     sensors: Sensors
     transport: Transport
     downloads: Downloads
-    runtime: ModelRuntime
+    trainer: Trainer
     entropy: Entropy
 
 
@@ -100,18 +119,24 @@ class Agent:
         self._policy = settings.policy.as_policy()
         self._store = StateStore(home / "state.db")
         self._outbox = Outbox(self._store)
-        self._keeper = VersionKeeper(home, self.enrolled, ports.downloads, ports.clock, self._check_version)
-        self._link = Link(
-            ports.transport, self.identity, self.enrolled.population, ports.runtime.name, ports.clock, ports.entropy
-        )
-        self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw)
-        self._budget = NightBudget(self._store, self._policy)
+        self._budget = NightBudget(self._store, self._policy, ports.clock.elapsed)
         self._row = SessionRow(self._store)
+        self._ledger = LedgerRows(self._store, settings.ledger.as_terms())
+        self._bench = Workbench(home, ports.trainer, self._store, self._row, self._ledger, self._budget, ports.clock)
+        self._keeper = VersionKeeper(
+            home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild
+        )
+        self._link = Link(
+            ports.transport, self.identity, self.enrolled.population, ports.trainer.runtime, ports.clock, ports.entropy,
+            memory=read_memory(self._store.get(LINK)), remember=self._remember_link, spread_s=settings.spread_s,
+        )  # fmt: skip
+        self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove)
         self._state = self._row.load()
         self._saved = self._state
         self._doubtful = True
         self._examples: SqliteExampleStore | None = None
         self._chance: tuple[str, float] | None = None
+        self._standing = Standing()
         self._notes = Notes()
 
     @property
@@ -127,12 +152,22 @@ class Agent:
     @property
     def examples(self) -> SqliteExampleStore:
         """The example store, under the vocabulary of the newest version that is here."""
-        if self._examples is None:
-            self._examples = SqliteExampleStore(self.home / "examples.db", None, self._ports.entropy)
-        if self._examples.vocabulary is None:
+        store = self._example_store
+        if store.vocabulary is None:
             held = self.current()
             if held is not None:
-                self._examples.vocabulary = self.slots.vocabulary(held.manifest.vocabulary_sha256)
+                store.vocabulary = self.slots.vocabulary(held.manifest.vocabulary_sha256)
+        return store
+
+    @property
+    def _example_store(self) -> SqliteExampleStore:
+        # Without a vocabulary, which is large and of use only where something is added.
+        if self._examples is None:
+            self._examples = SqliteExampleStore(
+                self.home / "examples.db", None, self._ports.entropy,
+                StorageKey.derive(self.identity.key.private_bytes_raw(), self.identity.device),
+                held_out_share=self._settings.held_out_share,
+            )  # fmt: skip
         return self._examples
 
     def current(self) -> Held | None:
@@ -152,9 +187,11 @@ class Agent:
         decision = Decision(may_train=False, may_send=False, reason="its disk fails: room, or another disk, would help")
         try:
             self._recall()
+            self._collect()
             decision = self._decide()
             self._link.reason = decision.reason
-            self._link.keep(decision.may_send and self._has_business(decision), self._keeper.versions)
+            wanted = decision.may_send and self._has_business(decision)
+            self._link.keep(wanted, self._keeper.versions, self._opened_at())
             awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING) or self._keeper.chunks.awaited
             for received in self._link.receive(wait_s if awaiting else 0.0):
                 self._take(received)
@@ -165,6 +202,7 @@ class Agent:
                 self._look(self._decide())
             if decision.may_send:
                 self._keeper.install_refresh(self._draw)
+            self._personalize(decision)
             self._link.report(self._keeper.versions)
             self._link.flush()
         except Unreachable:
@@ -175,6 +213,7 @@ class Agent:
             # The state on the disk is the last whole one; what could not be written is done again.
             self._notes.refused.append(name_of(e))
             self._doubtful = True
+            self._make_room(e)
         try:
             self._recall()
             self._save()
@@ -182,6 +221,7 @@ class Agent:
             self._notes.refused.append(name_of(e))
             self._doubtful = True
         self._budget.add_sent(self._ports.clock.now(), self._notes.bytes_up)
+        self._budget.add(self._ports.clock.now(), Usage(written_bytes=files.take_written_bytes()))
         self._save_usage()
         if self._notes.versions and self._examples is not None:
             self._examples.vocabulary = None
@@ -202,14 +242,38 @@ class Agent:
             if self._state.phase is not Phase.TRAINING:
                 checkpoints.drop(self.home)
             if forgotten:
+                self._bench.stop()
                 self._sweep_vectors()
         except (StorageFull, StorageFailed) as e:
             self._notes.refused.append(name_of(e))
 
     def _sweep_vectors(self) -> None:
-        from edge_runtime.adapters.vectors import Vectors
+        vector_files.sweep(self.home / "vectors", self._store)
 
-        Vectors(self.home / "vectors", self._store).sweep()
+    def _make_room(self, error: Exception) -> None:
+        # What is kept free for this moment; laid out again by `keep_ballast` when there is room.
+        if isinstance(error, StorageFull):
+            with suppress(StorageFailed):
+                ballast.release(self.home)
+
+    def keep_ballast(self) -> None:
+        """Lay out the ballast if there is room; call it at the start and after a night. Raises `StorageFailed`."""
+        ballast.reserve(self.home, self._settings.ballast_bytes, model_bytes=self._model_bytes())
+
+    def _model_bytes(self) -> int:
+        slots = (self.slots.slot("training").current, self.slots.slot("refresh").current)
+        paths = [self.home / "models" / f"{sha256}.tflite" for sha256 in slots if sha256]
+        return max((path.stat().st_size for path in paths if path.exists()), default=0)
+
+    def _remember_link(self, memory: LinkMemory) -> None:
+        self._store.put(LINK, encode_memory(memory), times_forgotten=self._row.times_forgotten)
+
+    def _opened_at(self) -> float | None:
+        policy = self._policy
+        if not self._settings.spread_s:
+            return None
+        now = self._ports.clock.now()
+        return night_window.opened_at(policy.time_zone, policy.night_start, policy.night_end, now)
 
     def _save_usage(self) -> None:
         try:
@@ -226,8 +290,22 @@ class Agent:
         return self._outbox.waiting()
 
     def check_version(self, held: Held) -> None:
-        """Run the golden checks on a version that is here. Raises `VersionRefused`."""
-        self._check_version(held.data, held.manifest)
+        """Run the golden checks on a version that is here. Raises `VersionRefused`, `RuntimeFailed`."""
+        self._bench.check(held.data, held.manifest)
+
+    @property
+    def works(self) -> bool:
+        """Whether a training, an evaluation or a personal copy is in the making: then `watch` it."""
+        return self._bench.job is not None
+
+    def watch(self) -> None:
+        """Look at the conditions while the trainer works, and stop it if one fell; call it several times a second."""
+        try:
+            if self.works and not self._may_go_on():
+                self._bench.stop()
+        except (StorageFull, StorageFailed, Forgotten):
+            self._bench.stop()
+            self._doubtful = True
 
     def forget_word(self, word: str) -> int:
         """Delete the sentences with `word`, and all that was made of any text; return how many sentences that was.
@@ -238,7 +316,7 @@ class Agent:
         Raises `StorageFull` or `StorageFailed`.
         """
         try:
-            return self.examples.forget_word(word)
+            return self._example_store.forget_word(word)
         finally:
             self._forget_what_was_made()
 
@@ -249,8 +327,8 @@ class Agent:
         this home stops its training. Raises `StorageFull` or `StorageFailed`.
         """
         try:
-            words = self.examples.count_words()
-            self.examples.forget_everything()
+            words = self._example_store.count_words()
+            self._example_store.forget_everything()
             return words
         finally:
             self._forget_what_was_made()
@@ -264,6 +342,9 @@ class Agent:
         checkpoints.drop(self.home)
         personal_copy.forget(self.home)
         self._sweep_vectors()
+        # Half-written files of processes that were killed, and what SQLite keeps of deleted rows.
+        files.sweep_litter(self.home)
+        scrub_file(self._store.connection, str(self._store.path))
 
     def close(self) -> None:
         """Leave the broker politely and close the files."""
@@ -276,23 +357,32 @@ class Agent:
         self._close_files()
 
     def _close_files(self) -> None:
+        self._bench.close()
         self._store.close()
         if self._examples is not None:
             self._examples.close()
 
     def _decide(self) -> Decision:
-        now = self._ports.clock.now()
-        decision = eligibility.decide(self._ports.sensors.read(now), self._policy, self.usage(now), now)
+        clock = self._ports.clock
+        now = clock.now()
+        self._standing, decision = eligibility.decide(
+            self._standing, self._ports.sensors.read(now), self._policy, self.usage(now),
+            Moment(now, clock.elapsed(), clock.trusted()), training=self._bench.job is not None,
+            lease_until=self._lease_until(),
+        )  # fmt: skip
         due = self._state.phase is Phase.RESTING and now >= self._state.not_before
-        if decision.may_train and due and not self.examples.count_words():
+        if decision.may_train and due and not self._example_store.count_words():
             reason = "there is no text to learn from yet: typing would change that"
             return replace(decision, may_train=False, reason=reason)
         return decision
 
     def _has_business(self, decision: Decision) -> bool:
-        # An interrupted training needs no link until it is done.
-        at_rest = self._state.phase in (Phase.RESTING, Phase.TRAINING)
-        return not at_rest or decision.may_train or self._keeper.wants_news
+        if self._state.phase is Phase.RESTING:
+            due = decision.may_train and self._ports.clock.now() >= self._state.not_before
+        else:
+            # An interrupted training needs no link until it is done.
+            due = self._state.phase is not Phase.TRAINING or decision.may_train
+        return due or self._keeper.wants_news
 
     def _draw(self) -> float:
         return int.from_bytes(self._ports.entropy(8), "big") / 2.0**64
@@ -300,6 +390,10 @@ class Agent:
     def _look(self, decision: Decision) -> None:
         # Chance is drawn anew only after it was used, so that a seeded device does not depend on how often it looked.
         before = self._state
+        if self._bench.job is not None and self._working_phase():
+            if self._lease_is_over():
+                self._bench.stop()
+            return
         if self._chance is None:
             self._chance = (self._ports.entropy(16).hex(), self._draw())
         now, may_send = self._ports.clock.now(), decision.may_send and self._link.connected
@@ -314,10 +408,10 @@ class Agent:
             settled = [effect for effect in effects if isinstance(effect, session.Settle)]
             if settled:
                 # The verdict's effect and the state after it are one transaction.
-                self._task().settle(settled[0].update_id, settled[0].verdict, partial(self._row.put, after))
+                self._bench.settle(settled[0].update_id, settled[0].verdict, after)
                 self._saved = after
             elif effects:
-                self._row.put(after)
+                self._put(after)
                 self._saved = after
             self._state = after
             for effect in effects:
@@ -327,21 +421,46 @@ class Agent:
 
     def _save(self) -> None:
         if self._state is not self._saved:
-            self._row.put(self._state)
+            self._put(self._state)
             self._saved = self._state
+
+    def _put(self, after: session.State) -> None:
+        """Write the state, and with it what the ledger says of it: that it begins, or what it sends."""
+        begins = after.phase is not self._saved.phase and after.phase in (Phase.TRAINING, Phase.EVALUATING)
+        lease = after.offer or after.evaluation
+        with self._store.transaction() as connection:
+            self._row.put(after)
+            if begins and lease is not None:
+                self._ledger.begin(connection, lease, self._ports.clock.now())
+            if after.report is not None and self._saved.report is None:
+                self._ledger.sent(
+                    connection, after.report.lease, update_id=after.report.report_id,
+                    size_bytes=len(encode_message(after.report)), examples=after.report.words, steps=0,
+                )  # fmt: skip
 
     def _perform(self, effect: session.Effect) -> session.Event | None:
         match effect:
             case session.AskForWork(nonce):
                 self._check_in(nonce)
             case session.FetchBase(offer):
-                return self._keeper.fetch_base(offer, self._draw())
+                return self._declined(offer) or self._keeper.fetch_base(offer, self._draw())
             case session.Train(offer):
-                return self._train(offer)
+                times, chunk_bytes = self._row.times_forgotten, self._link.chunk_bytes(self._settings.chunk_bytes)
+                if not room.enough(ballast.free_bytes(self.home), self._model_bytes()):
+                    self._notes.refused.append("no_room")
+                    return session.NotKept(self._ports.clock.now(), self._draw(), "the disk has no room for a training")
+                return self._begin(Train(offer=offer, times_forgotten=times, chunk_bytes=chunk_bytes))
+            case session.ScoreVersion(offer):
+                return self._score(offer)
+            case session.SendReport(report):
+                sent = msgspec.structs.replace(report, sent_at=int(self._ports.clock.now()))
+                self._link.request(encode_message(sent))
             case session.DropTraining():
                 checkpoints.drop(self.home)
             case session.SendUpdate():
                 return self._send(effect)
+            case session.GoOn(update_id):
+                self._go_on_sending(update_id)
             case session.AskStatus(update_id, nonce):
                 now = int(self._ports.clock.now())
                 query = StatusQuery(device=self.identity.device, update_id=update_id, nonce=nonce, sent_at=now)
@@ -356,10 +475,24 @@ class Agent:
             sent_at=int(self._ports.clock.now()),
             held_version=self.slots.slot("training").version,
             capabilities=CAPABILITIES,
-            examples=-(-self.examples.count_words() // ROW_TOKENS),
+            examples=-(-self._example_store.count_words() // ROW_TOKENS),
         )
         self._link.request(encode_message(request))
         self._notes.checked_in = True
+
+    def _declined(self, offer: TaskOffer | EvaluationOffer) -> session.Declined | None:
+        """Return why an offer is not taken: the ledger says no, or the plan needs what this device does not have."""
+        now = self._ports.clock.now()
+        permission = self._ledger.admit(offer, now)
+        if not permission.may:
+            self._notes.refused.append("took_part")
+            return session.Declined(now, self._draw(), permission.reason, permission.not_before or 0.0)
+        needed = capabilities_needed(offer.plan) if isinstance(offer, TaskOffer) else frozenset()
+        unknown = sorted(needed - set(CAPABILITIES))
+        if unknown:
+            self._notes.refused.append("plan_refused")
+            return session.Declined(now, self._draw(), f"this device does not know {', '.join(unknown)}")
+        return None
 
     def _send(self, effect: session.SendUpdate) -> session.Event | None:
         now = self._ports.clock.now()
@@ -367,15 +500,38 @@ class Agent:
         if update is None:
             return session.Undeliverable(now, self._draw(), "the update is not in the outbox any more")
         try:
-            for topic, piece in update.pieces(self.identity.device, effect):
-                self._row.refuse_forgotten()
-                self._link.publish(topic, piece)
+            if effect.everything or effect.with_init:
+                update = self._fitting(update)
+            self._notes.update_sent = self._link.send(update.pieces(self.identity.device, effect), self._may_send_on)
         except TooLarge as e:
             self._notes.refused.append("packet_too_large")
             return session.Undeliverable(now, self._draw(), str(e))
-        self._link.flush()
-        self._notes.update_sent = True
         return None
+
+    def _fitting(self, update: QueuedUpdate) -> QueuedUpdate:
+        """Return the update in chunks that this broker takes, cut anew and kept so if need be."""
+        whole = update.pieces(self.identity.device, session.SendUpdate(update.update_id))
+        if all(len(topic) + len(payload) <= self._link.limit_bytes for topic, payload in whole):
+            return update
+        chunk_bytes = self._link.chunk_bytes(self._settings.chunk_bytes)
+        init, chunks = recut(update.init, update.chunks, chunk_bytes, self.identity.key)
+        cut = replace(update, init=init, chunks=chunks)
+        with self._store.transaction() as connection:
+            self._row.refuse_forgotten()
+            self._outbox.remove(connection, update.update_id)
+            self._outbox.put(connection, cut)
+        return cut
+
+    def _go_on_sending(self, update_id: str) -> None:
+        update = self._outbox.get(update_id)
+        if update is not None:
+            rest = self._link.lacking(update.pieces(self.identity.device, session.SendUpdate(update_id)))
+            if rest:
+                self._link.send(rest, self._may_send_on)
+
+    def _may_send_on(self) -> bool:
+        self._row.refuse_forgotten()
+        return self._decide().may_send
 
     def _take(self, received: Received) -> None:
         self._notes.bytes_down += len(received.payload)
@@ -399,70 +555,58 @@ class Agent:
             nonce = self._ports.entropy(16).hex()
             self._link.request(encode_message(chunks.request(self.identity.device, now, nonce, self._draw())))
 
-    def _check_version(self, data: bytes, manifest: Manifest) -> None:
-        from edge_runtime.model_check import CheckFailed, check
+    def _score(self, offer: EvaluationOffer) -> session.Event | None:
+        fetched = self._declined(offer) or self._keeper.fetch_evaluated(offer, self._draw())
+        return fetched or self._begin(Evaluate(offer=offer, times_forgotten=self._row.times_forgotten))
 
-        try:
-            check(data, manifest, self._ports.runtime)
-        except CheckFailed as e:
-            raise VersionRefused(e.reason, str(e)) from e
+    def _personalize(self, decision: Decision) -> None:
+        """Make the person's own copy, if one is wanted and nothing else is to be done."""
+        at_rest = self._state.phase in (Phase.RESTING, Phase.SENDING)
+        if not (self._settings.personal and decision.may_train and at_rest and self._bench.job is None):
+            return
+        if personal_task.due(self.home, self.slots, self._example_store):
+            event = self._begin(Personalize(times_forgotten=self._row.times_forgotten, seed=0))
+            if event is not None:
+                self._apply(event)
 
-    def _task(self) -> "TrainingTask":
-        from edge_runtime.training_task import TrainingTask
+    def _begin(self, job: LongJob) -> session.Event | None:
+        now = self._ports.clock.now()
+        if not self._decide().may_train:
+            self._notes.interrupted = True
+            return session.Interrupted(now, "a condition fell before the first step")
+        self._row.refuse_forgotten()
+        self._example_store.expire(now)
+        self._bench.begin(job, self._may_go_on)
+        return self._outcome()
 
-        ports = self._ports
-        return TrainingTask(
-            self.home, self._store, self.identity, ports.runtime, ports.entropy, self._settings.chunk_bytes,
-            self._row.times_forgotten,
-        )  # fmt: skip
+    def _collect(self) -> None:
+        event = self._outcome()
+        if event is not None:
+            self._apply(event)
+
+    def _outcome(self) -> session.Event | None:
+        """Return what the long job came to, if it is over, as the session's event."""
+        finished = self._bench.collect()
+        if finished is None:
+            return None
+        now, device = self._ports.clock.now(), self.identity.device
+        return job_outcome.event_of(*finished, self._notes, device=device, now=now, draw=self._draw)
+
+    def _working_phase(self) -> bool:
+        return self._state.phase in (Phase.TRAINING, Phase.EVALUATING)
+
+    def _lease_until(self) -> float | None:
+        lease = self._state.offer or self._state.evaluation
+        return None if lease is None or not self._working_phase() else float(lease.deadline)
+
+    def _lease_is_over(self) -> bool:
+        until = self._lease_until()
+        return until is not None and self._ports.clock.now() >= until
 
     def _may_go_on(self) -> bool:
         self._link.tend()
+        if self._row.was_forgotten():
+            return False
+        if self._budget.unwritten_s >= USAGE_WRITTEN_S:
+            self._save_usage()
         return self._decide().may_train
-
-    def _train(self, offer: TaskOffer) -> session.Event:
-        from edge_runtime import training_task
-
-        began = self._ports.clock.now()
-        held = self._keeper.base(offer)
-        vocabulary = self.slots.vocabulary(held.manifest.vocabulary_sha256) if held is not None else None
-        if held is None or vocabulary is None:
-            return session.CannotTrain(began, self._draw(), "the base version is not on the disk any more")
-        if not self._decide().may_train:
-            self._notes.interrupted = True
-            return session.Interrupted(began, "a condition fell before the first step")
-        self.examples.expire(began)
-        self._budget.begin_training(began)
-        try:
-            outcome = self._task().run(
-                offer,
-                held,
-                id_stream(self.examples.sentences(), vocabulary),
-                may_go_on=self._may_go_on,
-                finished_at=self._ports.clock.now,
-                save_usage=self._save_usage,
-                save_state=self._save_queued,
-            )
-        finally:
-            now = self._ports.clock.now()
-            self._budget.end_training(now)
-        self._notes.training_steps += outcome.steps
-        if isinstance(outcome, training_task.Queued):
-            self._budget.written()
-            self._notes.update_queued = outcome.update_id
-            return session.UpdateQueued(outcome.finished_at, outcome.update_id)
-        if isinstance(outcome, training_task.Stopped):
-            self._notes.interrupted = True
-            return session.Interrupted(now, "a condition fell between two steps")
-        if isinstance(outcome, training_task.NoRoom):
-            self._notes.refused.append("storage_full")
-            return session.NotKept(now, self._draw(), outcome.reason)
-        self._notes.refused.append("plan_refused")
-        return session.CannotTrain(now, self._draw(), outcome.reason)
-
-    def _save_queued(self, update_id: str, finished_at: float) -> None:
-        # In the outbox's own transaction: an update is never queued without the state that sends it, or the reverse.
-        # The state in memory follows with the event, after the commit.
-        state, _ = session.step(self._state, session.UpdateQueued(finished_at, update_id))
-        self._row.put(state)
-        self._budget.write(self._store.connection, finished_at)

@@ -40,7 +40,9 @@ def build_parser() -> Parser:
     doctor = add_command(group, "doctor", "check everything that a night needs, one line each", _doctor)
 
     forget = add_command(group, "forget", "delete a word, or everything that was learned from this person", _forget)
-    forget.add_argument("word", metavar="WORD", nargs="?", help="the word; without one, everything")
+    what = forget.add_mutually_exclusive_group(required=True)
+    what.add_argument("word", metavar="WORD", nargs="?", help="the word, or several that stand in a row")
+    what.add_argument("--everything", action="store_true", help="every example, and all that was made of them")
     forget.add_argument("--yes", action="store_true", help="do not ask")
 
     add = add_command(group, "add", "put text into the example store, through the privacy filter", _add)

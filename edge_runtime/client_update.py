@@ -17,7 +17,7 @@ from wire_contract.basis import Basis, turn
 from wire_contract.errors import Malformed
 from wire_contract.index_set import IndexSet
 from wire_contract.layout import Layout, Tensors, Vector
-from wire_contract.messages import Chunk, TaskOffer, UpdateHeader, UpdateInit, encode_message, examples_share
+from wire_contract.messages import Chunk, TaskOffer, UpdateHeader, UpdateInit, encode_message, examples_share, lease_id
 
 KIND = "update"
 
@@ -29,11 +29,6 @@ class SealedUpdate:
     update_id: str
     init: bytes
     chunks: tuple[bytes, ...]
-
-
-def update_id(device: str, task: str, lease: str) -> str:
-    """Return the update's id: a lease has one update, whatever is trained again for it."""
-    return hashlib.sha256(f"{device}|{task}|{lease}".encode("ascii")).hexdigest()[:32]
 
 
 def make(
@@ -75,7 +70,7 @@ def seal_update(
 ) -> SealedUpdate:
     """Seal, cut and sign an encoded update; `ephemeral_secret` is 32 fresh bytes, used for nothing else."""
     ephemeral = X25519PrivateKey.from_private_bytes(ephemeral_secret)
-    name = update_id(offer.device, offer.task, offer.lease)
+    name = lease_id(offer.device, offer.task, offer.lease)
     header = encode_message(
         UpdateHeader(
             device=offer.device,

@@ -4,6 +4,7 @@ import fcntl
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from edge_runtime import eligibility, identity
 from edge_runtime.adapters import enrolment
 from edge_runtime.adapters.files import write_atomically
 from edge_runtime.agent import Agent
-from edge_runtime.config import Settings, SettingsInvalid
+from edge_runtime.config import Settings
+from edge_runtime.policy_settings import SettingsInvalid
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError, Unreachable
@@ -30,6 +32,8 @@ from wire_contract.errors import ContractError
 SETTINGS_FILE = "settings.toml"
 RESTING_S = 30.0
 BUSY_S = 1.0
+# How soon a condition that fell is noticed while the trainer works: a stop takes a quarter of a second at most.
+WATCH_S = 0.05
 MAX_TOKEN_CHARACTERS = 200
 
 
@@ -142,11 +146,22 @@ def run(home: Path, *, once: bool, wait_s: float) -> Result:
             if line != said:
                 sys.stderr.write(line + "\n")
                 said = line
-            stop.wait(BUSY_S if report.connected else RESTING_S)
+            _pause(agent, stop, BUSY_S if report.connected or agent.works else RESTING_S)
     finally:
         agent.close()
         lock.close()
     return Result({"turns": turns, "phase": agent.state.phase.value})
+
+
+def _pause(agent: Agent, stop: threading.Event, pause_s: float) -> None:
+    """Wait for the next turn; while the trainer works, look at the conditions several times a second."""
+    end = time.monotonic() + pause_s
+    while not stop.is_set() and (left := end - time.monotonic()) > 0:
+        if not agent.works:
+            stop.wait(left)
+            return
+        stop.wait(min(left, WATCH_S))
+        agent.watch()
 
 
 def _lock(home: Path) -> TextIO:
@@ -177,7 +192,10 @@ def status(home: Path) -> Result:
         ports = real_ports(home, settings)
         now, policy = ports.clock.now(), settings.policy.as_policy()
         usage = agent.usage(now)
-        decision = eligibility.decide(ports.sensors.read(now), policy, usage, now)
+        moment = eligibility.Moment(now, ports.clock.elapsed(), ports.clock.trusted())
+        _, decision = eligibility.decide(
+            eligibility.Standing(), ports.sensors.read(now), policy, usage, moment, training=False
+        )
         versions = {track: agent.slots.slot(track).version for track in ("training", "refresh")}
         return Result(
             {
@@ -193,7 +211,7 @@ def status(home: Path) -> Result:
                 "updates_waiting": len(agent.updates_waiting()),
                 "training_s_tonight": round(usage.training_s, 1),
                 "sent_bytes_tonight": usage.sent_bytes,
-                "runtime": ports.runtime.name,
+                "runtime": ports.trainer.runtime,
             }
         )
 
@@ -215,7 +233,7 @@ def _confirm() -> None:
     if not sys.stdin.isatty():
         raise CommandError(
             "forgetting everything needs --yes where nobody can be asked",
-            exit_code=ExitCode.REFUSED, code="NOT_CONFIRMED", hint="edge-runtime forget --yes",
+            exit_code=ExitCode.REFUSED, code="NOT_CONFIRMED", hint="edge-runtime forget --everything --yes",
         )  # fmt: skip
     sys.stderr.write("delete every example, the personal copy and every update that waits? [y/N] ")
     sys.stderr.flush()

@@ -3,18 +3,24 @@
 import importlib.util
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result, table
-from edge_runtime import eligibility, identity
-from edge_runtime.adapters.power import FileSensors
+from edge_runtime import identity
+from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
+from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.config import Settings
 from edge_runtime.device_commands import open_agent, read_settings
+from edge_runtime.eligibility import Moment, Policy, Reading, Readings, Standing, Stop, Usage
+from edge_runtime.explanation import explain
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError
@@ -22,6 +28,10 @@ from edge_runtime.wiring import LazyRuntime
 
 FREE_BYTES = 32 * 1024 * 1024
 CONNECT_S = 3.0
+# Termux's commands take about half a second.
+COMMANDS_S, POLL_S = 3.0, 0.2
+UNKNOWN = ("charging_unknown", "battery_unknown", "heat_unknown", "idle_unknown", "link_unknown")
+UNITS = {"battery": " %", "heat": " C", "battery heat": " C", "last use": " s ago", "load": " % of the time"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ def examine(home: Path) -> Result:
         _finding("disk", lambda: _disk(home)),
         _finding("interpreter", lambda: _interpreter(settings)),
         _finding("no TensorFlow", _no_tensorflow),
-        _finding("sensors", lambda: _sensors(settings)),
+        *_conditions(home, settings),
         _finding("identity", lambda: _identity(home)),
         _finding("model", lambda: _model(home)),
         _finding("broker", lambda: _reach(identity.load_enrolled(home).broker_url, 1883)),
@@ -93,16 +103,84 @@ def _no_tensorflow() -> str:
     return "not importable"
 
 
-def _sensors(settings: Settings) -> str:
-    from edge_runtime.adapters.clock import SystemClock
-
-    now = SystemClock().now()
+def _conditions(home: Path, settings: Settings) -> list[Finding]:
+    """Return a finding for each sensor and for the clock, and what the policy makes of them."""
     policy = settings.policy.as_policy()
-    readings = FileSensors(Path(settings.sensors_root)).read(now)
-    decision = eligibility.decide(readings, policy, eligibility.Usage(), now)
-    if "unknown" in decision.reason:
-        raise _Amiss(decision.reason)
-    return decision.reason
+    floor = home / FLOOR_FILE
+    clock = SystemClock(floor, trust_rtc=settings.policy.clock == "rtc", writes=False)
+    moment = Moment(clock.now(), clock.elapsed(), clock.trusted())
+    readings = _read(Path(settings.sensors_root), moment.now)
+    # What stops training beside having to wait: as if all that holds had held long enough.
+    settled = Standing(looked_at=moment.elapsed, good_since=moment.elapsed - policy.settle_s)
+    told = explain(settled, readings, policy, _usage(home, moment.now), moment, training=False)
+    stops = {stop.code: stop for stop in (*told.decision.stops, *told.decision.send_stops)}
+    sensors: tuple[tuple[str, Reading[Any], str], ...] = (
+        ("charging", readings.charging, "charging_unknown"),
+        ("battery", readings.battery, "battery_unknown"),
+        ("heat", readings.celsius, "heat_unknown"),
+        ("battery heat", readings.battery_celsius, ""),
+        ("last use", readings.idle_s, "idle_unknown"),
+        ("metered", readings.metered, "link_unknown"),
+        ("load", readings.load, ""),
+        ("under-voltage", readings.under_voltage, ""),
+    )
+    findings = [_sensor(name, reading, policy, stops.get(code)) for name, reading, code in sensors]
+    unknown = [stop for code, stop in stops.items() if code in UNKNOWN]
+    return [
+        *findings,
+        Finding("sensors", not unknown, "; ".join(stop.reason for stop in unknown) or "all that the policy asks for"),
+        Finding("clock", "clock" not in stops, _clock(clock, moment, floor, stops.get("clock"))),
+        Finding("training", True, f"{told.stops} {told.would_change}"),
+        Finding("night", True, told.next_window.sentence),
+    ]
+
+
+def _read(root: Path, now: float) -> Readings:
+    sensors = LinuxSensors(root)
+    try:
+        readings, end = sensors.read(now), time.monotonic() + COMMANDS_S
+        while sensors.waits and time.monotonic() < end:
+            time.sleep(POLL_S)
+            readings = sensors.read(now)
+        return readings
+    finally:
+        sensors.close()
+
+
+def _sensor(name: str, reading: Reading[Any], policy: Policy, stop: Stop | None) -> Finding:
+    if stop is not None and reading.value is None:
+        return Finding(name, False, f"unknown: {stop.remedy}")
+    if reading.value is None:
+        return Finding(name, True, "unknown, and not asked for")
+    value = ("no", "yes")[reading.value] if isinstance(reading.value, bool) else f"{reading.value:.6g}{UNITS[name]}"
+    source = f" from {reading.source}" if reading.source else ""
+    told = f"{value}{source}, {reading.age_s:.0f} s old"
+    if stop is not None:
+        return Finding(name, False, f"{told}, which is older than {policy.maximum_age_s:.0f} s: {stop.remedy}")
+    return Finding(name, True, told)
+
+
+def _clock(clock: SystemClock, moment: Moment, floor: Path, stop: Stop | None) -> str:
+    now = f"{datetime.fromtimestamp(moment.now, UTC):%Y-%m-%d %H:%M} UTC"
+    if clock.contradicted:
+        return f"{now}, and earlier than what was believed before: if that was wrong, delete {floor}"
+    if moment.trusted:
+        return f"{now}, believed"
+    if stop is None:
+        return f"{now}, not believed here, and no night depends on it"
+    return f"{now}, not believed here ({stop.remedy}); an agent that runs may know more"
+
+
+def _usage(home: Path, now: float) -> Usage:
+    try:
+        agent = open_agent(home)
+    except CommandError:
+        # Another finding says what is wrong with the home.
+        return Usage()
+    try:
+        return agent.usage(now)
+    finally:
+        agent.abandon()
 
 
 def _identity(home: Path) -> str:

@@ -18,9 +18,10 @@ from edge_runtime.model_check import zero_states
 from edge_runtime.ports import SignatureRunner
 from wire_contract.layout import Tensors
 from wire_contract.manifest import SignatureSpec
-from wire_contract.vocabulary import NUMBER, PAD, START
+from wire_contract.vocabulary import NUMBER, PAD, SPECIALS, START
 
 NOT_SCORED = (PAD, START, NUMBER)
+SUGGESTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +146,35 @@ def score(
         if observe is not None:
             observe(call, outputs["logits"].reshape(spec.length, spec.batch, -1))
     return Score(round(sums[0]), round(sums[1]), round(sums[2]), float(sums[3]))
+
+
+def hits_of(
+    runner: SignatureRunner,
+    spec: SignatureSpec,
+    packed: Tensors,
+    streams: Sequence[Sequence[int]],
+    *,
+    first_scored: Sequence[int] = (),
+) -> tuple[Score, dict[tuple[int, int], bool]]:
+    """Return the score, and of each scored word, by (stream, position), whether the first three suggestions hit it.
+
+    What two versions are compared by, word for word. Raises `RuntimeFailed`.
+    """
+    hits: dict[tuple[int, int], bool] = {}
+
+    def observe(call: Slice, logits: NDArray[np.float32]) -> None:
+        for row, t in zip(*np.nonzero(call.weights), strict=True):
+            place = (int(call.streams[row]), int(call.starts[row]) + int(t) + 1)
+            hits[place] = _is_among_three(logits[t, row], int(call.targets[row, t]))
+
+    found = score(runner, spec, packed, streams, first_scored=first_scored, observe=observe)
+    return found, hits
+
+
+def _is_among_three(logits: NDArray[np.float32], target: int) -> bool:
+    if target < len(SPECIALS):
+        return False
+    ordinary, place = logits[len(SPECIALS) :], target - len(SPECIALS)
+    above = np.count_nonzero(ordinary > ordinary[place])
+    # Ties go to the lower id.
+    return bool(above + np.count_nonzero(ordinary[:place] == ordinary[place]) < SUGGESTIONS)

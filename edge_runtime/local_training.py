@@ -8,7 +8,9 @@ The rules (accuracy.md 1):
 - dropout is inverted (0 or 1/(1-p)) on the output state only;
 - every random choice comes from (seed, what it is for, its number): one seed gives one training, and a training that
   was stopped between steps and goes on another night ends in the same bytes as one that was not;
-- an update rule or signature that is not known is refused by name.
+- without rules in the plan the graph's own step is the step; with one about the direction the graph gives the gradient
+  and `local_optimizer` steps;
+- a rule or signature that is not known is refused by name.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,32 +20,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import candidates
+from edge_runtime import candidates, local_rules
+from edge_runtime.local_optimizer import PROBE, Gradient, LocalOptimizer, of_rows
+from edge_runtime.local_rules import PlanRefused as PlanRefused
 from edge_runtime.ports import SignatureRunner
 from wire_contract.layout import Tensors
 from wire_contract.manifest import Manifest
 from wire_contract.messages import Plan
 from wire_contract.vocabulary import PAD
 
-RULES = ("sgd",)
 SIGNATURES = ("train", "train_sampled")
 _ROWS, _ORDER, _STEP = 0, 1, 2
+_TAKEN = Gradient(np.zeros((0, 0), np.float32))
 OUTPUT_ROWS, KERNEL_ROWS, PROJECTION = "output_rows", "kernel_rows", "projection"
-
-
-class PlanRefused(Exception):  # noqa: N818 - an answer, not a fault
-    """The plan asks for what this device cannot do, or has too little text for; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A training between two steps: the packed weights, the rows in their drawn order, and how far it is."""
+    """A training between two steps: the packed weights, received (`base`) and as they are, the rows in their drawn
+    order, how far it is, and the velocity where a rule has one."""
 
     packed: Tensors
     rows: NDArray[np.int32]
     steps: int
     loss_before: float
     loss_after: float
+    base: Tensors
+    velocity: Tensors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +90,26 @@ def draw_rows(stream: Sequence[int], *, rows: int, length: int, rng: np.random.G
 
 def check_plan(plan: Plan, manifest: Manifest) -> None:
     """Raise `PlanRefused` for a rule or signature that is not to be had here."""
-    if plan.rule not in RULES:
-        raise PlanRefused(f"this device knows the update rules {RULES}, the plan asks for {plan.rule!r}")
+    local_rules.check_rules(plan, [entry.name for entry in manifest.tensors])
     if plan.signature not in SIGNATURES or plan.signature not in manifest.signatures:
         known = tuple(name for name in SIGNATURES if name in manifest.signatures)
         raise PlanRefused(f"this model trains by {known}, the plan asks for {plan.signature!r}")
 
 
 class Stepper:
-    """One SGD step after another through `train` or `train_sampled`.
+    """One step after another through `train` or `train_sampled`: plain SGD, or as an `optimizer` has it.
 
     `packed` (the train inputs, see `Layout.pack`) are copied once and belong to the stepper; read them between steps.
     """
 
-    def __init__(self, runner: SignatureRunner, manifest: Manifest, packed: Tensors, signature: str) -> None:
+    def __init__(
+        self, runner: SignatureRunner, manifest: Manifest, packed: Tensors, signature: str,
+        optimizer: LocalOptimizer | None = None,
+    ) -> None:  # fmt: skip
         spec = manifest.signatures[signature]
         self._runner = runner
         self._signature = signature
+        self._optimizer = optimizer
         self.batch, self.length, self._candidates = spec.batch, spec.length, spec.candidates
         self.packed: Tensors = {name: np.array(value, dtype=np.float32) for name, value in packed.items()}
         self._words = self.packed[OUTPUT_ROWS].shape[0]
@@ -116,22 +122,42 @@ class Stepper:
         tokens, targets = np.ascontiguousarray(padded[:, :-1]), np.ascontiguousarray(padded[:, 1:])
         weights = (targets != PAD).astype(np.float32)
         share = float(weights.mean())
+        plain = self._optimizer is None
         inputs: dict[str, Any] = {
             "targets": targets,
             "weights": weights,
-            "learning_rate": np.array(learning_rate * share, dtype=np.float32),
+            "learning_rate": np.array(learning_rate * share if plain else PROBE, dtype=np.float32),
             "output_mask": output_mask((self.length, self._width, self.batch), dropout, rng),
             KERNEL_ROWS: self.packed[KERNEL_ROWS],
             PROJECTION: self.packed[PROJECTION],
         }
         if self._signature == "train":
             outputs = self._runner.run("train", {**inputs, "tokens": tokens, OUTPUT_ROWS: self.packed[OUTPUT_ROWS]})
-            self.packed[OUTPUT_ROWS] = outputs["trained_output_rows"]
+            rows_gradient = self._exact_rows(outputs)
         else:
-            outputs = self._sampled(inputs, tokens, targets, weights > 0, rng)
-        self.packed[KERNEL_ROWS] = outputs["trained_kernel_rows"]
-        self.packed[PROJECTION] = outputs["trained_projection"]
+            outputs, rows_gradient = self._sampled(inputs, tokens, targets, weights > 0, rng)
+        if self._optimizer is None:
+            self.packed[KERNEL_ROWS] = outputs["trained_kernel_rows"]
+            self.packed[PROJECTION] = outputs["trained_projection"]
+        else:
+            gradients = {name: self._gradient(name, outputs[f"trained_{name}"]) for name in (KERNEL_ROWS, PROJECTION)}
+            gradients[OUTPUT_ROWS] = rows_gradient
+            self._optimizer.step(self.packed, gradients, learning_rate, share)
         return float(outputs["loss"])
+
+    def _gradient(self, name: str, trained: NDArray[np.float32]) -> Gradient:
+        """Return the gradient that a step of rate `PROBE` has made; uses up `trained`."""
+        np.subtract(self.packed[name], trained, out=trained)
+        trained *= np.float32(1.0 / PROBE)
+        return Gradient(trained)
+
+    def _exact_rows(self, outputs: dict[str, Any]) -> Gradient:
+        """Take the step in all rows, or leave it to the optimizer and return their gradient."""
+        trained = outputs[f"trained_{OUTPUT_ROWS}"]
+        if self._optimizer is not None:
+            return self._gradient(OUTPUT_ROWS, trained)
+        self.packed[OUTPUT_ROWS] = trained
+        return _TAKEN
 
     def _sampled(
         self,
@@ -140,7 +166,7 @@ class Stepper:
         targets: NDArray[np.int32],
         counted: NDArray[np.bool_],
         rng: np.random.Generator,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Gradient]:
         width, output_rows = self._width, self.packed[OUTPUT_ROWS]
         chosen = candidates.choose(targets, counted, size=self._candidates, words=self._words, rng=rng)
         candidate_rows = output_rows[chosen.ids]
@@ -154,9 +180,14 @@ class Stepper:
         }
         outputs = self._runner.run("train_sampled", given)
         # The difference, because adding the correction back to the bias would round words that did not move.
-        output_rows[chosen.ids] += outputs["trained_candidate_rows"] - candidate_rows
+        moved = outputs["trained_candidate_rows"] - candidate_rows
+        if self._optimizer is not None:
+            read = outputs["input_rows_step"] * np.float32(1.0 / PROBE)
+            said = ((chosen.ids, moved * np.float32(-1.0 / PROBE)), (by_position.astype(np.int64), read))
+            return outputs, of_rows(output_rows.shape, said)
+        output_rows[chosen.ids] += moved
         np.subtract.at(output_rows[:, :width], by_position, outputs["input_rows_step"])
-        return outputs
+        return outputs, _TAKEN
 
 
 def output_mask(shape: tuple[int, int, int], dropout: float, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -174,12 +205,13 @@ def begin(stream: Sequence[int], packed: Tensors, plan: Plan, manifest: Manifest
     rows = draw_rows(stream, rows=plan.rows, length=length, rng=generator(seed, _ROWS))
     if len(rows) < plan.minimum_examples:
         raise PlanRefused(f"the plan asks for {plan.minimum_examples} examples or more, the text has {len(rows)}")
-    return Checkpoint(packed, rows, 0, 0.0, 0.0)
+    return Checkpoint(packed, rows, 0, 0.0, 0.0, packed)
 
 
 def total_steps(checkpoint: Checkpoint, plan: Plan, manifest: Manifest) -> int:
     """Return how many steps the whole training has."""
-    return plan.epochs * -(-len(checkpoint.rows) // manifest.signatures[plan.signature].batch)
+    a_epoch = -(-len(checkpoint.rows) // manifest.signatures[plan.signature].batch)
+    return local_rules.most_steps(plan, plan.epochs * a_epoch)
 
 
 def steps(
@@ -189,16 +221,21 @@ def steps(
 
     The checkpoints share the stepper's arrays: write one to disk, or drop it, before asking for the next.
     """
-    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature)
+    base, optimizer = checkpoint.base, None
+    if local_rules.directs(plan):
+        optimizer = LocalOptimizer(plan, manifest, base, checkpoint.velocity)
+    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature, optimizer)
     a_epoch = -(-len(checkpoint.rows) // stepper.batch)
-    first = checkpoint.loss_before
-    for number in range(checkpoint.steps, total_steps(checkpoint, plan, manifest)):
+    first, total = checkpoint.loss_before, total_steps(checkpoint, plan, manifest)
+    for number in range(checkpoint.steps, total):
         epoch, place = divmod(number, a_epoch)
         order = generator(seed, _ORDER, epoch).permutation(len(checkpoint.rows))
         batch = checkpoint.rows[order[place * stepper.batch : (place + 1) * stepper.batch]]
-        loss = stepper.step(batch, plan.learning_rate, plan.dropout, generator(seed, _STEP, number))
+        rate = local_rules.rate(plan, number, total)
+        loss = stepper.step(batch, rate, plan.dropout, generator(seed, _STEP, number))
         first = loss if number == 0 else first
-        yield Checkpoint(stepper.packed, checkpoint.rows, number + 1, first, loss)
+        velocity = None if optimizer is None else optimizer.velocity
+        yield Checkpoint(stepper.packed, checkpoint.rows, number + 1, first, loss, base, velocity)
 
 
 def result_of(checkpoint: Checkpoint) -> TrainingResult:

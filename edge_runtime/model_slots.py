@@ -23,7 +23,6 @@ The rules:
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,16 +30,19 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import urljoin, urlsplit
 
-from edge_runtime import trust, version_delta
-from edge_runtime.adapters.files import remove, storage_error, sync_directory, write_atomically
+from edge_runtime import trust
+from edge_runtime.adapters.files import append_durably, remove, rename_durably, storage_error, write_atomically
 from edge_runtime.ports import Downloads, NotThere, StorageFailed, TooLarge, Unreachable
+from edge_runtime.version_delta import DeltaRefused, rebuild
 from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
 from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, template_hash
+from wire_contract.messages import TaskOffer
 from wire_contract.topics import Track
 from wire_contract.vocabulary import MAX_FILE_BYTES, Vocabulary
 
 Check = Callable[[bytes, Manifest], None]
+Rebuild = Callable[[bytes, str, bytes, Manifest], bytes | DeltaRefused]
 UNFINISHED = (".part", ".delta")
 SIGNED_SLACK_BYTES = 1024
 KEPT_PARTS = 4
@@ -79,17 +81,20 @@ class Held:
 
 
 class ModelSlots:
-    """Slots below `home`. `model_url` is what the manifest's addresses are relative to; `check` raises to refuse."""
+    """Slots below `home`. `model_url` is what the manifest's addresses are relative to; `check` raises to refuse;
+    `rebuild` makes a version of a base and a delta, where numpy is."""
 
     def __init__(
-        self, home: Path, keys: trust.Keys, population: str, model_url: str, downloads: Downloads, check: Check
-    ) -> None:
+        self, home: Path, keys: trust.Keys, population: str, model_url: str, downloads: Downloads, check: Check,
+        rebuild: Rebuild = rebuild,
+    ) -> None:  # fmt: skip
         self._home = home
         self._keys = keys
         self._population = population
         self._model_url = model_url
         self._downloads = downloads
         self._check = check
+        self._rebuild = rebuild
         self._slots: dict[str, Slot] = {}
         self.refused_parts: list[str] = []
         self._broken_deltas: tuple[str, int] = ("", 0)
@@ -223,6 +228,17 @@ class ModelSlots:
         # Accepted before; who signed it was settled then.
         return decode_manifest(read_envelope(signed).body)
 
+    def base_of(self, offer: TaskOffer) -> Held | None:
+        """Return the offer's base version if it is here, whole, and what the offer says."""
+        held = self.held(offer.base_sha256)
+        if held is None or self.vocabulary(held.manifest.vocabulary_sha256) is None:
+            return None
+        # After an undo two versions have the same bytes; the manifest on the disk is the newer's, of either track.
+        slot = self.slot("training")
+        versions = (held.manifest.version, slot.version if slot.sha256 == offer.base_sha256 else 0)
+        fits = offer.base_version in versions and held.manifest.layout_fingerprint == offer.layout_fingerprint
+        return held if fits else None
+
     def current(self, track: Track) -> Held | None:
         """Return the track's current version, or None."""
         slot = self.slot(track)
@@ -308,16 +324,16 @@ class ModelSlots:
                     return False
                 # No larger than the file: then the file itself is the better way.
                 self._append(part, address, manifest.size_bytes - 1)
-                part.replace(gathered)
-            made = version_delta.rebuild(held.data, base, gathered.read_bytes(), manifest)
+                rename_durably(part, gathered)
+            made = self._rebuild(held.data, base, gathered.read_bytes(), manifest)
         except NotThere:
             return False
         except TooLarge as e:
-            made = version_delta.DeltaRefused("delta_too_large", str(e))
+            made = DeltaRefused("delta_too_large", str(e))
         except OSError as e:
             raise storage_error(e, str(part)) from e
         remove(part)
-        if isinstance(made, version_delta.DeltaRefused):
+        if isinstance(made, DeltaRefused):
             remove(gathered)
             self.refused_parts.append(made.reason)
             return False
@@ -356,24 +372,16 @@ class ModelSlots:
         except VersionRefused:
             remove(part)
             raise
-        part.replace(part.with_suffix(".tflite"))
-        sync_directory(part.parent)
+        rename_durably(part, part.with_suffix(".tflite"))
 
     def _append(self, part: Path, address: str, limit_bytes: int) -> None:
         """Fetch what is missing of a part."""
-        part.parent.mkdir(parents=True, exist_ok=True)
         start = part.stat().st_size if part.exists() else 0
         if start > limit_bytes:
             remove(part)
             start = 0
         download = self._downloads.fetch(address, start, limit_bytes)
-        with part.open("r+b" if part.exists() else "wb") as file:
-            file.truncate(download.start)
-            file.seek(download.start)
-            for piece in download.chunks:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
+        append_durably(part, download.start, download.chunks)
 
     def _check_bytes(self, data: bytes, manifest: Manifest) -> None:
         if len(data) != manifest.size_bytes:

@@ -22,11 +22,15 @@ DISCOUNT = 0.55
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Word ids and their probabilities, and the mass that is left for the rest of the mixture; they sum to 1."""
+    """Word ids and their probabilities, and the mass that is left for the rest of the mixture; they sum to 1.
+
+    `order` is that of the longest n-grams which knew the context: 1 for words alone, 0 for nothing.
+    """
 
     ids: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     leftover: float
+    order: int = 0
 
 
 class NgramCache:
@@ -58,15 +62,15 @@ class NgramCache:
         places = [i for i, word in enumerate(context) if word == START]
         recent = tuple(context[places[-1] :] if places else context)
         mass: dict[int, float] = {}
-        weight = 1.0
+        weight, order = 1.0, 0
         for length in range(min(self._orders - 1, len(recent)), -1, -1):
             following = self._counts.get(recent[len(recent) - length :])
             if not following:
                 continue
+            order = max(order, length + 1)
             total = sum(following.values())
             for word, count in following.items():
                 mass[word] = mass.get(word, 0.0) + weight * (count - self._discount) / total
             weight *= self._discount * len(following) / total
-        return Prediction(
-            np.fromiter(mass, np.int64, len(mass)), np.fromiter(mass.values(), np.float64, len(mass)), weight
-        )
+        ids, probabilities = np.fromiter(mass, np.int64, len(mass)), np.fromiter(mass.values(), np.float64, len(mass))
+        return Prediction(ids, probabilities, weight, order)

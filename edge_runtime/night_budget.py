@@ -2,25 +2,29 @@
 
 The rules:
 - a training counts from its first second, not from its end, so that the budget can end it between two steps;
+- seconds of training are counted by the clock that never jumps; the wall clock only names the night;
 - what could not be written (a full disk) stays in memory, counts all the same, and is written with the next;
 - a second of training belongs to the night in which it began to be counted.
 """
 
 import sqlite3
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import astuple
 
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.eligibility import Policy, Usage, night_of
 
 
 class NightBudget:
-    """One agent's count over its store. Times are Unix seconds."""
+    """One agent's count over its store. Times are Unix seconds, and `elapsed` those since the device started."""
 
-    def __init__(self, store: StateStore, policy: Policy) -> None:
+    def __init__(self, store: StateStore, policy: Policy, elapsed: Callable[[], float]) -> None:
         self._store = store
         self._policy = policy
+        self._elapsed = elapsed
         self._unwritten: dict[str, Usage] = {}
-        self._since: float | None = None
+        # When counting went on last: Unix seconds, for the night, and elapsed ones.
+        self._since: tuple[float, float] | None = None
 
     def usage(self, now: float) -> Usage:
         """Return what the night of `now` has used so far, a running training included."""
@@ -28,9 +32,14 @@ class NightBudget:
         night = night_of(self._policy, now)
         return _sum(self._store.usage(night), self._unwritten.get(night, Usage()))
 
+    @property
+    def unwritten_s(self) -> float:
+        """Seconds of training that are counted and not durable yet."""
+        return sum(used.training_s for used in self._unwritten.values())
+
     def begin_training(self, now: float) -> None:
         """Count seconds from `now` on."""
-        self._since = now
+        self._since = (now, self._elapsed())
 
     def end_training(self, now: float) -> None:
         """Count seconds no further than `now`."""
@@ -42,11 +51,18 @@ class NightBudget:
         if sent_bytes:
             self._add(now, Usage(sent_bytes=sent_bytes))
 
+    def add(self, now: float, used: Usage) -> None:
+        """Count what was used otherwise: CPU seconds, bytes written, a start."""
+        if used != Usage():
+            self._add(now, used)
+
     def _count(self, now: float) -> None:
-        if self._since is not None:
-            if now > self._since:
-                self._add(self._since, Usage(training_s=now - self._since))
-            self._since = now
+        if self._since is None:
+            return
+        (when, before), elapsed = self._since, self._elapsed()
+        if elapsed > before:
+            self._add(when, Usage(training_s=elapsed - before))
+        self._since = (now, elapsed)
 
     def _add(self, when: float, used: Usage) -> None:
         night = night_of(self._policy, when)
@@ -72,4 +88,4 @@ class NightBudget:
 
 
 def _sum(a: Usage, b: Usage) -> Usage:
-    return replace(a, training_s=a.training_s + b.training_s, sent_bytes=a.sent_bytes + b.sent_bytes)
+    return Usage(*(mine + more for mine, more in zip(astuple(a), astuple(b), strict=True)))

@@ -1,9 +1,9 @@
-"""The person's own suggestions: a fine-tuned copy, their n-gram cache, and the shared model, mixed.
+"""The person's own copy of a version: fine-tuned on their text, on their device, if that is better for them.
 
 The rules (accuracy.md 2):
-- fine-tuning is SGD on `train`, one epoch, small batches, each gradient clipped to norm 1 by scaling the step;
+- fine-tuning is SGD, one epoch, small batches, each gradient clipped to norm 1 by scaling the step;
 - a copy is accepted only if it makes the held-out last fifth of the person's text more likely;
-- suggestions are the three likeliest words of the weighted sum; specials have no probability;
+- a copy of an older version may be carried over: what it had learned is added to the newer version;
 - nothing of this leaves the device.
 """
 
@@ -11,101 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime.evaluation import score, windows
 from edge_runtime.local_training import Stepper, draw_rows, generator
-from edge_runtime.ngram_cache import NgramCache, Prediction
 from edge_runtime.ports import SignatureRunner
 from wire_contract.layout import Layout, Tensors
 from wire_contract.manifest import Manifest
-from wire_contract.vocabulary import SPECIALS
 
 LEARNING_RATE = 0.3
 BATCH_ROWS = 8
 CLIP = 1.0
 HEAD = 0.8
 MOST_ROWS = 2000
-SUGGESTIONS = 3
 _ROWS, _STEP = 100, 101
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Weights of the shared model, the fine-tuned copy and the n-gram cache; they sum to 1."""
-
-    shared: float = 0.35
-    copy: float = 0.5
-    cache: float = 0.15
-
-    def __post_init__(self) -> None:
-        weights = (self.shared, self.copy, self.cache)
-        if min(weights) < 0.0 or abs(sum(weights) - 1.0) > 1e-9:
-            raise ValueError(f"weights are not negative and sum to 1, got {weights}")
-
-    def mix(
-        self, shared: NDArray[np.float64], copy: NDArray[np.float64] | None, cache: Prediction
-    ) -> NDArray[np.float64]:
-        """Return the mixed distribution [V]; without a copy its weight goes to the shared model.
-
-        The cache's leftover mass goes to the other two in their proportion.
-        """
-        neural = self.shared + self.copy
-        if copy is None or neural == 0.0:
-            base = shared
-        else:
-            share = self.copy / neural
-            base = (1.0 - share) * shared + share * copy
-        mixed: NDArray[np.float64] = base * (neural + self.cache * cache.leftover)
-        mixed[cache.ids] += self.cache * cache.probabilities
-        return mixed
-
-
-def fit_mixture(target_probabilities: NDArray[np.float64], rounds: int = 50) -> NDArray[np.float64]:
-    """Return the weights under which targets are likeliest, by EM; input [targets, components]."""
-    weights = np.full(target_probabilities.shape[1], 1.0 / target_probabilities.shape[1])
-    for _ in range(rounds):
-        shares = target_probabilities * weights
-        weights = np.mean(shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-300), axis=0)
-    return weights
-
-
-def probabilities_of(logits: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Return softmax [..., V] over the ordinary words; the four specials get 0. Takes logits or log probabilities."""
-    values = np.asarray(logits, dtype=np.float64).copy()
-    values[..., : len(SPECIALS)] = -np.inf
-    values -= values.max(axis=-1, keepdims=True)
-    np.exp(values, out=values)
-    values /= values.sum(axis=-1, keepdims=True)
-    return values
-
-
-def top_ids(distribution: NDArray[np.float64], count: int = SUGGESTIONS) -> tuple[int, ...]:
-    """Return the ids of the likeliest ordinary words, most likely first; ties go to the lower id."""
-    ordinary = distribution[len(SPECIALS) :]
-    places = np.argpartition(-ordinary, min(count, len(ordinary) - 1))[: count + 1]
-    threshold = np.sort(ordinary[places])[::-1][:count][-1]
-    candidates = np.flatnonzero(ordinary >= threshold)
-    best = candidates[np.lexsort((candidates, -ordinary[candidates]))][:count]
-    return tuple(int(i) + len(SPECIALS) for i in best)
-
-
-def suggest(
-    context: Sequence[int],
-    shared: SignatureRunner,
-    copy: SignatureRunner | None,
-    cache: NgramCache,
-    mixture: Mixture = Mixture(),
-) -> tuple[int, ...]:
-    """Return the three suggestions after `context`, the last 20 ids, left-padded with `<pad>`.
-
-    `shared` and `copy` are runners of files with int8 weights (`suggest_context`). Raises `RuntimeFailed`.
-    """
-    tokens = np.asarray(context, dtype=np.int32)
-    distribution = probabilities_of(shared.run("suggest_context", {"tokens": tokens})["log_probs"])
-    own = None if copy is None else probabilities_of(copy.run("suggest_context", {"tokens": tokens})["log_probs"])
-    present = [int(i) for i in tokens if i]
-    return top_ids(mixture.mix(distribution, own, cache.predict(present)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +99,8 @@ def make_copy(
             seed=seed + 1, learning_rate=learning_rate, batch_rows=batch_rows, signature=signature,
         )  # fmt: skip
     return Copy(layout.unpack(tuned if accepted else received), accepted, before.mean_loss, after.mean_loss)
+
+
+def carried(newer: Tensors, copy: Tensors, older: Tensors) -> Tensors:
+    """Return the newer version with what `copy` had learned beyond `older`, the version that it was made of."""
+    return {name: value + (copy[name] - older[name]) for name, value in newer.items()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edge_runtime.eligibility import Readings
+from edge_runtime.jobs import JobResult, LongJob, ShortJob, UsedUp
 
 Entropy = Callable[[int], bytes]
 """`entropy(n)` returns n unpredictable bytes: `os.urandom` on a device, a seeded stream in a simulation."""
@@ -77,10 +78,22 @@ class Download:
 
 
 class Clock(Protocol):
-    """The device's wall clock."""
+    """The device's clocks: the wall clock for the night window and deadlines, the elapsed one for every duration."""
 
     def now(self) -> float:
-        """Return Unix seconds."""
+        """Return Unix seconds by the wall clock, which may jump; never below a time that was proved (`floor`)."""
+
+    def elapsed(self) -> float:
+        """Return seconds since the device started, suspended time included (CLOCK_BOOTTIME): it never jumps back."""
+
+    def trusted(self) -> bool:
+        """Whether the wall clock can be believed: synchronized, or proved by a signed message since the start."""
+
+    def prove(self, server_time: float, *, fresh: bool) -> None:
+        """A signed message says that it was `server_time` (Unix seconds) when it was made.
+
+        `fresh`: it answers a question that was just asked, so that is the time; else it is at least as late.
+        """
 
 
 class Sensors(Protocol):
@@ -100,11 +113,20 @@ class Transport(Protocol):
     def connect(self, will: Outgoing, subscriptions: Sequence[str]) -> None:
         """Open the session, leave the will, subscribe. Raises `Unreachable`."""
 
+    @property
+    def limit_bytes(self) -> int:
+        """How many bytes topic and payload of a publish may have here; the last broker's, if not connected."""
+
     def publish(self, message: Outgoing) -> None:
-        """Queue a message for the window. Raises `TooLarge` if the broker's limits forbid it, now and for ever."""
+        """Hand a message to the window; waits for room in it. Raises `Unreachable`, and `TooLarge` if the broker's
+        limits forbid it, now and for ever: nothing of it was sent then."""
 
     def flush(self, timeout_s: float) -> None:
-        """Return when the broker has taken everything queued. Raises `Unreachable`; what was queued is forgotten."""
+        """Return when the broker has taken everything. Raises `Unreachable` after `timeout_s` without a single
+        acknowledgement; what was queued is forgotten, `acknowledged` still says what got through."""
+
+    def acknowledged(self) -> tuple[str, ...]:
+        """Return the topics of publishes that the broker has taken since the last call, also after `Unreachable`."""
 
     def receive(self, timeout_s: float) -> list[Received]:
         """Return what has come; wait at most `timeout_s` for a first message. Raises `Unreachable`."""
@@ -134,6 +156,40 @@ class SignatureRunner(Protocol):
 
     def run(self, name: str, inputs: Arrays) -> dict[str, Any]:
         """Run one signature; the returned arrays are the caller's own. Raises `RuntimeFailed`."""
+
+
+class Trainer(Protocol):
+    """Where numpy and the interpreter are: in a process of its own on a device, in this one in a simulation.
+
+    One job at a time. A long job goes on while the agent looks after everything else; `stop` asks it to end between two
+    steps, and its result still comes. After any job the state on the disk may be newer than what the agent remembers.
+    """
+
+    @property
+    def runtime(self) -> str:
+        """Which interpreter, for reports: `litert 2.3.0`; found without loading it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a long job was begun and its result was not fetched yet."""
+
+    def begin(self, job: LongJob, may_go_on: Callable[[], bool]) -> None:
+        """Begin a long job. A trainer in this process asks `may_go_on` between steps, and is done on return."""
+
+    def poll(self) -> JobResult | None:
+        """Return the long job's result once it is there. Never waits, never raises."""
+
+    def stop(self) -> None:
+        """A condition fell: end the long job now, in a way that another night can go on. Returns at once."""
+
+    def do(self, job: ShortJob) -> JobResult:
+        """Do a short job and wait for it; not while a long one runs. Never raises: `Died` is a result."""
+
+    def take_used(self) -> UsedUp:
+        """Return what jobs took since the last call."""
+
+    def close(self) -> None:
+        """End the trainer and let go of its files; it can be used again. Never raises."""
 
 
 class ModelRuntime(Protocol):

@@ -2,7 +2,7 @@
 
 The rules:
 - the table is the machine: `step` finds the first row whose phase, event and condition fit; the diagram in
-  docs/agent-states.md is drawn from the same rows (`python -m edge_runtime.session`);
+  docs/agent-states.md is drawn from the same rows (`python -m edge_runtime.session_diagram`);
 - an event that no row takes changes nothing (a late reply, a receipt told twice);
 - the state is saved before its effects are performed, and every effect may be performed twice: a device that lost
   power in between does them again at the next look;
@@ -10,8 +10,7 @@ The rules:
 - time, chance and names come in with the event.
 """
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime import backoff
-from wire_contract.messages import Receipt, RetryWindow, TaskOffer, TurnedAway
+from wire_contract.messages import EvaluationOffer, EvaluationReport, Receipt, RetryWindow, TaskOffer, TurnedAway
 
 REPLY_S = 300.0
 GIVE_UP_S = 7 * 86_400.0
@@ -33,10 +32,14 @@ class Phase(Enum):
     FETCHING = "fetching"
     TRAINING = "training"
     SENDING = "sending"
+    EVALUATING = "evaluating"
+    REPORTING = "reporting"
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the session remembers. `not_before` (Unix seconds) is when the phase acts again."""
+    """Everything the session remembers. `not_before` (Unix seconds) is when the phase acts again; `update_id` is that
+    of the update, or of the evaluation report, whose receipt is awaited; `lacking` is how many of its chunks the last
+    receipt asked for (-1: none did)."""
 
     phase: Phase = Phase.RESTING
     not_before: float = 0.0
@@ -45,6 +48,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     offer: TaskOffer | None = None
     update_id: str = ""
     give_up_at: float = 0.0
+    evaluation: EvaluationOffer | None = None
+    report: EvaluationReport | None = None
+    lacking: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,33 @@ class Offered:
 
     now: float
     offer: TaskOffer
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationAsked:
+    """A verified evaluation offer for the check-in with this nonce."""
+
+    now: float
+    offer: EvaluationOffer
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMade:
+    """The version was scored: this is what leaves the device."""
+
+    now: float
+    report: EvaluationReport
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The offer is not taken (the ledger, an unknown rule): nothing is trained for it. `not_before` (Unix seconds):
+    when the ledger would let the device take part, if time alone changes that."""
+
+    now: float
+    draw: float
+    reason: str
+    not_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +188,9 @@ class Undeliverable:
 Event = (
     Looked
     | Offered
+    | Declined
+    | EvaluationAsked
+    | ReportMade
     | SentAway
     | BaseHeld
     | BaseUnreachable
@@ -213,14 +249,35 @@ class AskStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GoOn:
+    """Publish the pieces of the update that no broker has taken since this process began."""
+
+    update_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settle:
-    """Deal with the kept vector as the verdict says and empty the outbox."""
+    """Deal with the kept vector as the verdict says, empty the outbox, and note the verdict in the ledger."""
 
     update_id: str
     verdict: str
 
 
-Effect = AskForWork | FetchBase | Train | DropTraining | SendUpdate | AskStatus | Settle
+@dataclass(frozen=True, slots=True)
+class ScoreVersion:
+    """Get the version and score it; ends in BaseUnreachable, BaseGone, Interrupted, CannotTrain or ReportMade."""
+
+    offer: EvaluationOffer
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """Publish the evaluation report."""
+
+    report: EvaluationReport
+
+
+Effect = AskForWork | FetchBase | Train | DropTraining | SendUpdate | AskStatus | Settle | ScoreVersion | SendReport
 Effects = tuple[Effect, ...]
 
 
@@ -253,6 +310,12 @@ def _within(window: RetryWindow, draw: float) -> float:
     return window.earliest + draw * max(0, window.latest - window.earliest)
 
 
+def _evaluation_of(state: State) -> EvaluationOffer:
+    if state.evaluation is None:
+        raise ValueError(f"a phase after an evaluation offer holds one, got {state.phase}")
+    return state.evaluation
+
+
 def _offer_of(state: State) -> TaskOffer:
     if state.offer is None:
         raise ValueError(f"a phase after an offer holds one, got {state.phase}")
@@ -279,6 +342,47 @@ def _no_reply(state: State, event: Looked) -> tuple[State, Effects]:
 
 def _take_offer(state: State, event: Offered) -> tuple[State, Effects]:
     return State(phase=Phase.FETCHING, offer=event.offer), (FetchBase(event.offer),)
+
+
+def _declined(state: State, event: Declined) -> tuple[State, Effects]:
+    again = max(event.not_before, _within(_offer_of(state).retry, event.draw))
+    return _rest(again), (DropTraining(),)
+
+
+def _evaluation_declined(state: State, event: Declined) -> tuple[State, Effects]:
+    return _rest(max(event.not_before, _within(_evaluation_of(state).retry, event.draw))), ()
+
+
+def _take_evaluation(state: State, event: EvaluationAsked) -> tuple[State, Effects]:
+    return State(phase=Phase.EVALUATING, evaluation=event.offer), (ScoreVersion(event.offer),)
+
+
+def _evaluate(state: State, event: Looked) -> tuple[State, Effects]:
+    return state, (ScoreVersion(_evaluation_of(state)),)
+
+
+def _evaluation_over(state: State, event: Looked | CannotTrain | BaseGone) -> tuple[State, Effects]:
+    return _rest(_within(_evaluation_of(state).retry, event.draw)), ()
+
+
+def _reported(state: State, event: ReportMade) -> tuple[State, Effects]:
+    waiting = State(
+        phase=Phase.REPORTING, evaluation=state.evaluation, report=event.report, update_id=event.report.report_id,
+        give_up_at=float(_evaluation_of(state).deadline),
+    )  # fmt: skip
+    return waiting, ()
+
+
+def _send_report(state: State, event: Looked) -> tuple[State, Effects]:
+    if state.report is None:
+        raise ValueError("a device that reports holds a report")
+    again = event.now + (0.5 + 0.5 * event.draw) * backoff.longest_wait(state.attempts)
+    return _keep(state, attempts=state.attempts + 1, not_before=again), (SendReport(state.report),)
+
+
+def _report_answered(state: State, event: Answered) -> tuple[State, Effects]:
+    rest = _rest(_within(_evaluation_of(state).retry, event.draw))
+    return rest, (Settle(state.update_id, event.receipt.verdict),)
 
 
 def _sent_away(state: State, event: SentAway) -> tuple[State, Effects]:
@@ -327,16 +431,19 @@ def _queued(state: State, event: UpdateQueued) -> tuple[State, Effects]:
 def _send(state: State, event: Looked) -> tuple[State, Effects]:
     # Half of the longest wait at least: a status query before the aggregator had a chance to look is noise.
     again = event.now + (0.5 + 0.5 * event.draw) * backoff.longest_wait(state.attempts)
-    first = state.attempts == 0
-    effect: Effect = SendUpdate(state.update_id) if first else AskStatus(state.update_id, event.nonce)
-    return _keep(state, attempts=state.attempts + 1, not_before=again), (effect,)
+    asked = AskStatus(state.update_id, event.nonce)
+    # An aggregator that is away for the night finds the rest of the update with the broker in the morning.
+    ways: tuple[Effects, ...] = ((SendUpdate(state.update_id),), (asked,), (asked, GoOn(state.update_id)))
+    return _keep(state, attempts=state.attempts + 1, not_before=again), ways[min(state.attempts, 2)]
 
 
 def _send_missing(state: State, event: Answered) -> tuple[State, Effects]:
-    again = event.now + (0.5 + 0.5 * event.draw) * backoff.longest_wait(state.attempts)
-    receipt = event.receipt
+    receipt, lacking = event.receipt, len(event.receipt.missing)
+    # Progress is no reason to wait longer: a link that breaks twenty times still brings an update to its end.
+    attempts = 1 if 0 <= lacking < state.lacking else state.attempts
+    again = event.now + (0.5 + 0.5 * event.draw) * backoff.longest_wait(attempts)
     effect = SendUpdate(state.update_id, everything=False, missing=receipt.missing, with_init=receipt.init_missing)
-    return _keep(state, not_before=again), (effect,)
+    return _keep(state, not_before=again, attempts=attempts, lacking=lacking), (effect,)
 
 
 def _settle(state: State, event: Answered) -> tuple[State, Effects]:
@@ -354,6 +461,7 @@ def _undeliverable(state: State, event: Undeliverable) -> tuple[State, Effects]:
 
 
 R, C, F, T, S = Phase.RESTING, Phase.CHECKING_IN, Phase.FETCHING, Phase.TRAINING, Phase.SENDING
+E, P = Phase.EVALUATING, Phase.REPORTING
 
 TRANSITIONS: tuple[Transition, ...] = (
     Transition(R, Looked, "every condition holds, retry window open",
@@ -361,6 +469,8 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(C, Looked, "no reply within five minutes", _due, R, _no_reply),
     Transition(C, Offered, "", _always, F, _take_offer, (FetchBase,)),
     Transition(C, SentAway, "", _always, R, _sent_away),
+    Transition(C, EvaluationAsked, "", _always, E, _take_evaluation, (ScoreVersion,)),
+    Transition(F, Declined, "", _always, R, _declined, (DropTraining,)),
     Transition(F, Looked, "the lease is over", _expired, R, _lease_over, (DropTraining,)),
     Transition(F, Looked, "the link is unmetered, the wait is over",
                lambda s, e: e.may_send and _due(s, e), F, _fetch_again, (FetchBase,)),
@@ -376,11 +486,25 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(T, UpdateQueued, "", _always, S, _queued),
     Transition(S, Looked, "no answer in seven days", lambda s, e: e.now >= s.give_up_at, R, _give_up, (Settle,)),
     Transition(S, Looked, "the link is unmetered, the wait is over",
-               lambda s, e: e.may_send and _due(s, e), S, _send, (SendUpdate, AskStatus)),
+               lambda s, e: e.may_send and _due(s, e), S, _send, (SendUpdate, AskStatus, GoOn)),
     Transition(S, Answered, "incomplete",
                lambda s, e: e.receipt.verdict == "incomplete", S, _send_missing, (SendUpdate,)),
     Transition(S, Answered, "a verdict", _always, R, _settle, (Settle,)),
     Transition(S, Undeliverable, "", _always, R, _undeliverable, (Settle,)),
+    Transition(E, Looked, "the lease is over", lambda s, e: e.now >= _evaluation_of(s).deadline, R, _evaluation_over),
+    Transition(E, Looked, "every condition holds, the wait is over",
+               lambda s, e: e.may_train and e.may_send and _due(s, e), E, _evaluate, (ScoreVersion,)),
+    Transition(E, Declined, "", _always, R, _evaluation_declined),
+    Transition(E, BaseUnreachable, "", _always, E, _later),
+    Transition(E, NotKept, "", _always, E, _later),
+    Transition(E, BaseGone, "", _always, R, _evaluation_over),
+    Transition(E, Interrupted, "", _always, E, _stay),
+    Transition(E, CannotTrain, "", _always, R, _evaluation_over),
+    Transition(E, ReportMade, "", _always, P, _reported),
+    Transition(P, Looked, "the lease is over", lambda s, e: e.now >= s.give_up_at, R, _evaluation_over),
+    Transition(P, Looked, "the link is unmetered, the wait is over",
+               lambda s, e: e.may_send and _due(s, e), P, _send_report, (SendReport,)),
+    Transition(P, Answered, "a verdict", _always, R, _report_answered, (Settle,)),
 )  # fmt: skip
 
 
@@ -393,28 +517,3 @@ def step(state: State, event: Event) -> tuple[State, Effects]:
                 raise ValueError(f"the row {row.phase.value} on {row.event.__name__} leads to {row.target.value}")
             return after, effects
     return state, ()
-
-
-def diagram(rows: Iterable[Transition] = TRANSITIONS) -> str:
-    """Return the table as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", f"    [*] --> {Phase.RESTING.value}"]
-    for row in rows:
-        label = row.event.__name__ + (f": {row.when}" if row.when else "")
-        effects = " / " + ", ".join(effect.__name__ for effect in row.effects) if row.effects else ""
-        # Mermaid ends a label at a colon or a semicolon that follows another.
-        lines.append(f"    {row.phase.value} --> {row.target.value}: {label.replace(':', ',')}{effects}")
-    return "\n".join(lines) + "\n"
-
-
-def page() -> str:
-    """Return docs/agent-states.md."""
-    return (
-        "# The agent's states\n\n"
-        "Drawn from the table in `edge_runtime/session.py` by `python -m edge_runtime.session`; a test compares.\n"
-        "An arrow says: the event, its condition / the effects. An event without an arrow changes nothing.\n\n"
-        f"```mermaid\n{diagram()}```\n"
-    )
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -1,9 +1,11 @@
-"""One task's training, from the held version to an update in the durable outbox; the agent imports it when it trains.
+"""One task's training, from the held version to an update in the durable outbox; a trainer's `Train` job.
 
 The rules:
 - between steps it asks whether it may go on; if not, the checkpoint is written and the night is over;
-- update, new residual, the night's usage and the session's next state become durable in one transaction, or none of
-  them does; what is tidied up after it cannot undo it;
+- meanwhile a checkpoint is written every fifteen minutes, as long as the job's write budget has room for another one
+  and for the one at the stop: a killed trainer loses that much at most;
+- update, new residual and the session's next state become durable in one transaction, or none of them does; what is
+  tidied up after it cannot undo it;
 - if there is no room for them, the finished training is kept as a checkpoint instead, and is queued another time;
 - if the person has something forgotten meanwhile, whichever process is told, nothing of the training is queued.
 """
@@ -13,15 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime import client_update, local_training, public_files, residual
+from edge_runtime import checkpoint_timing, client_update, local_training, public_files, residual
 from edge_runtime.adapters import checkpoints
+from edge_runtime.adapters.checkpoints import Checkpoints
 from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.adapters.vectors import Vectors, pack_kept, unpack_kept
 from edge_runtime.identity import Identity
-from edge_runtime.local_training import Checkpoint, PlanRefused
+from edge_runtime.jobs import NoRoom, Queued, Refused, Stopped
+from edge_runtime.local_rules import PlanRefused
+from edge_runtime.local_training import Checkpoint
 from edge_runtime.model_slots import Held
-from edge_runtime.ports import Entropy, ModelRuntime, RuntimeFailed, StorageFailed, StorageFull
+from edge_runtime.ports import Entropy, Forgotten, ModelRuntime, RuntimeFailed, StorageFailed, StorageFull
 from edge_runtime.public_files import BASIS, INDEX_SET, Kind
 from edge_runtime.residual import Residual
 from wire_contract import codec
@@ -32,42 +37,6 @@ from wire_contract.index_set import IndexSet, decode_index_set
 from wire_contract.layout import Layout
 from wire_contract.messages import TaskOffer, UpdateHeader, UpdateInit, decode_message, verdict_returns_the_update
 from wire_contract.patch import read_tensors
-
-CHECKPOINT_STEPS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """A condition fell; the checkpoint is on the disk."""
-
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """This task cannot be done here."""
-
-    reason: str
-    steps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class NoRoom:
-    """Trained, but the outbox could not take it."""
-
-    reason: str
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """Trained and queued."""
-
-    update_id: str
-    steps: int
-    update_bytes: int
-    finished_at: float
-
 
 Outcome = Stopped | Refused | NoRoom | Queued
 
@@ -95,26 +64,31 @@ class TrainingTask:
         stream: Sequence[int],
         *,
         may_go_on: Callable[[], bool],
-        finished_at: Callable[[], float],
-        save_usage: Callable[[], None],
+        now: Callable[[], float],
+        elapsed: Callable[[], float],
         save_state: Callable[[str, float], None],
     ) -> Outcome:
         """Train (or go on), make the update, queue it. Raises `Forgotten`.
 
-        `save_usage` is called at every checkpoint; `save_state`, with the update's id and when it was finished, inside
-        the transaction that queues it.
+        `now` is Unix seconds, `elapsed` seconds that never jump. `save_state` is called with the update's id and when
+        it was finished, inside the transaction that queues it.
         """
         manifest = held.manifest
         layout = Layout.of(manifest)
         if layout.fingerprint != offer.layout_fingerprint:
-            return Refused(f"the offer is for layout {offer.layout_fingerprint[:16]}, the base has another")
+            return Refused(reason=f"the offer is for layout {offer.layout_fingerprint[:16]}, the base has another")
         done = 0
+        kept = Checkpoints(
+            self.home, lease=offer.lease, base_sha256=offer.base_sha256, times_forgotten=self.times_forgotten
+        )
+        timing = checkpoint_timing.begin(elapsed())
         try:
-            base = read_tensors(held.data, manifest)
-            checkpoint = checkpoints.load(self.home, offer.lease)
-            if checkpoint is None:
-                checkpoint = local_training.begin(stream, layout.pack(base), offer.plan, manifest, offer.seed)
             local_training.check_plan(offer.plan, manifest)
+            base = read_tensors(held.data, manifest)
+            packed = layout.pack(base)
+            checkpoint = kept.load(packed)
+            if checkpoint is None:
+                checkpoint = local_training.begin(stream, packed, offer.plan, manifest, offer.seed)
             codec.check_plan(offer.plan.codec)
             index_set, basis = self._index_set(offer, layout), self._basis(offer, layout)
             runner = self.runtime.template(manifest.template_sha256, lambda: held.data)
@@ -125,47 +99,46 @@ class TrainingTask:
                     break
                 self.store.refuse_forgotten(self.times_forgotten)
                 goes_on = may_go_on()
-                if not goes_on or done % CHECKPOINT_STEPS == 0:
-                    save_usage()
-                    self._save(offer, checkpoint)
+                if not goes_on or timing.due(elapsed()):
+                    timing = timing.written(elapsed(), self._save(kept, checkpoint))
                 if not goes_on:
-                    return Stopped(done)
+                    return Stopped(steps=done)
             carried = residual.carry(
                 self._vectors.residual(layout.fingerprint, layout.size), offer.base_version, offer.plan
             )
             encoded = client_update.make(
                 local_training.result_of(checkpoint), base, carried, offer, layout, index_set, basis
             )
-            now = finished_at()
+            finished_at = now()
             sealed = client_update.seal_update(
                 encoded,
                 local_training.result_of(checkpoint),
                 offer,
                 key=self.identity.key,
                 ephemeral_secret=self.entropy(32),
-                finished_at=int(now),
+                finished_at=int(finished_at),
                 chunk_bytes=self.chunk_bytes,
             )
         except (PlanRefused, ContractError, RuntimeFailed) as e:
-            return Refused(str(e), done)
+            return Refused(reason=str(e), steps=done)
         except (StorageFull, StorageFailed) as e:
-            return NoRoom(str(e), done)
+            return NoRoom(reason=str(e), steps=done)
         try:
             axes = basis_id(offer.plan.codec.basis)
             residual_file = self._vectors.write(Residual(offer.base_version, encoded.residual, axes))
             update = QueuedUpdate(
                 sealed.update_id, offer.shard, sealed.init, sealed.chunks, offer.plan.clip_norm, layout.fingerprint,
-                layout.size, axes, pack_kept(encoded.sent), now,
+                layout.size, axes, pack_kept(encoded.sent), finished_at,
             )  # fmt: skip
             with self.store.transaction() as connection:
                 self.store.refuse_forgotten(self.times_forgotten)
                 Outbox(self.store).put(connection, update)
                 self._vectors.name_residual(connection, residual_file, layout.fingerprint)
-                save_state(sealed.update_id, now)
+                save_state(sealed.update_id, finished_at)
         except (StorageFull, StorageFailed) as e:
-            return NoRoom(f"{e}; {self._keep(offer, checkpoint)}", done)
+            return NoRoom(reason=f"{e}; {self._keep(kept, checkpoint)}", steps=done)
         self._tidy()
-        return Queued(sealed.update_id, done, len(encoded.data), now)
+        return Queued(update_id=sealed.update_id, steps=done, update_bytes=len(encoded.data), finished_at=finished_at)
 
     def _index_set(self, offer: TaskOffer, layout: Layout) -> IndexSet | None:
         """Return the set that a `shared` plan names. Raises `PlanRefused` if it is not here, or another model's."""
@@ -190,10 +163,15 @@ class TrainingTask:
             raise PlanRefused(f"the plan names the {kind.word} {name[:16]!r}, and it is not on the disk")
         return data
 
-    def _save(self, offer: TaskOffer, checkpoint: Checkpoint) -> None:
-        checkpoints.save(self.home, offer.lease, checkpoint)
-        # Asked after the write: a `forget` that came before it has deleted an older file, or none.
-        self.store.refuse_forgotten(self.times_forgotten)
+    def _save(self, kept: Checkpoints, checkpoint: Checkpoint) -> int:
+        size_bytes = kept.save(checkpoint)
+        try:
+            # Asked after the write: a `forget` that came before it has deleted an older file, or none.
+            self.store.refuse_forgotten(self.times_forgotten)
+        except Forgotten:
+            checkpoints.drop(self.home)
+            raise
+        return size_bytes
 
     def _tidy(self) -> None:
         # The transaction has happened: a file that cannot be deleted now must not make it look as if it had not. It
@@ -203,9 +181,9 @@ class TrainingTask:
         with suppress(StorageFull, StorageFailed):
             self._vectors.sweep()
 
-    def _keep(self, offer: TaskOffer, checkpoint: Checkpoint) -> str:
+    def _keep(self, kept: Checkpoints, checkpoint: Checkpoint) -> str:
         try:
-            self._save(offer, checkpoint)
+            self._save(kept, checkpoint)
         except (StorageFull, StorageFailed):
             return "the training will be repeated from its seed"
         return "the training is kept as a checkpoint"

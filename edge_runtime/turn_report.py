@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True)
 class TurnReport:
     """`phase` is the session's (`session.Phase`); `reason` says why it does not train now; `refused` names the rules
-    that stopped a message, a version, a plan or a write; `versions` are (track, version) that became current."""
+    that stopped a message, a version, a plan or a write; `personal` is what a
+    personal copy came to; `versions` are (track, version) that became current."""
 
     phase: str
     reason: str
@@ -15,6 +16,7 @@ class TurnReport:
     turned_away: str = ""
     training_steps: int = 0
     interrupted: bool = False
+    personal: str = ""
     update_queued: str = ""
     update_sent: bool = False
     receipts: tuple[str, ...] = ()
@@ -32,6 +34,7 @@ class Notes:
     turned_away: str = ""
     training_steps: int = 0
     interrupted: bool = False
+    personal: str = ""
     update_queued: str = ""
     update_sent: bool = False
     receipts: list[str] = field(default_factory=list)
@@ -50,6 +53,7 @@ class Notes:
             turned_away=self.turned_away,
             training_steps=self.training_steps,
             interrupted=self.interrupted,
+            personal=self.personal,
             update_queued=self.update_queued,
             update_sent=self.update_sent,
             receipts=tuple(self.receipts),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_runtime import backoff, public_files, session
 from edge_runtime.model_chunks import ModelChunks, Transfer
-from edge_runtime.model_slots import Check, Held, ModelSlots, VersionRefused
+from edge_runtime.model_slots import Check, Held, ModelSlots, Rebuild, VersionRefused
 from edge_runtime.ports import (
     Clock,
     Download,
@@ -31,7 +31,7 @@ from edge_runtime.trust import Keys, ManifestRefused
 from edge_runtime.turn_report import Notes
 from wire_contract.errors import ContractError
 from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest
-from wire_contract.messages import Enrolled, ModelChunk, TaskOffer
+from wire_contract.messages import Enrolled, EvaluationOffer, ModelChunk, TaskOffer
 from wire_contract.topics import Track
 
 REFRESH_POLL_S = 6 * 3600.0
@@ -59,13 +59,15 @@ class CountedDownloads:
 class VersionKeeper:
     """One agent's versions. `notes` is set anew each turn."""
 
-    def __init__(self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check) -> None:
+    def __init__(
+        self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check, rebuild: Rebuild
+    ) -> None:
         self._home = home
         self._enrolled = enrolled
         self._clock = clock
         self._downloads = CountedDownloads(downloads)
         keys = Keys(enrolled.manifest_key, enrolled.aggregator_key)
-        self.slots = ModelSlots(home, keys, enrolled.population, enrolled.model_url, self._downloads, check)
+        self.slots = ModelSlots(home, keys, enrolled.population, enrolled.model_url, self._downloads, check, rebuild)
         self.chunks = ModelChunks(self.slots)
         self._training: bytes | None = None
         self._refresh: bytes | None = None
@@ -128,15 +130,8 @@ class VersionKeeper:
         self._refresh, self._attempts, self._seen_at = None, 0, now
 
     def base(self, offer: TaskOffer) -> Held | None:
-        """Return the offer's base version if it is here, whole, and what the offer says."""
-        held = self.slots.held(offer.base_sha256)
-        if held is None or self.slots.vocabulary(held.manifest.vocabulary_sha256) is None:
-            return None
-        # After an undo two versions have the same bytes; the manifest on the disk is the newer's, of either track.
-        slot = self.slots.slot("training")
-        versions = (held.manifest.version, slot.version if slot.sha256 == offer.base_sha256 else 0)
-        fits = offer.base_version in versions and held.manifest.layout_fingerprint == offer.layout_fingerprint
-        return held if fits else None
+        """Return the offer's base version if it is here."""
+        return self.slots.base_of(offer)
 
     def fetch_base(self, offer: TaskOffer, draw: float) -> session.Event:
         """Get the offer's base version; the answer is the session's next event."""
@@ -159,6 +154,37 @@ class VersionKeeper:
         except (VersionRefused, ManifestRefused, PortError) as e:
             self.notes.refused.append(name_of(e))
             return session.BaseGone(now, draw, str(e))
+
+    def fetch_evaluated(self, offer: EvaluationOffer, draw: float) -> session.Event | None:
+        """Get the version that is to be evaluated; None once it is here, else the session's next event."""
+        now = self._clock.now()
+        try:
+            if self.slots.held(offer.version_sha256) is not None:
+                return None
+            for track, signed in self._announced():
+                manifest = self._acceptable(signed, now, track)
+                if manifest is not None and (manifest.version, manifest.sha256) == (
+                    offer.version, offer.version_sha256,
+                ):  # fmt: skip
+                    self._install(signed, track, now)
+                    self.notes.versions.append((track, manifest.version))
+                    return None
+            self.notes.refused.append("version_gone")
+            return session.BaseGone(now, draw, f"version {offer.version} is not announced any more")
+        except (Unreachable, StorageFull) as e:
+            self.notes.refused.append(name_of(e))
+            return session.BaseUnreachable(now, draw, str(e))
+        except (VersionRefused, ManifestRefused, PortError) as e:
+            self.notes.refused.append(name_of(e))
+            return session.BaseGone(now, draw, str(e))
+
+    def _announced(self) -> Iterator[tuple[Track, bytes]]:
+        if self._refresh is not None:
+            yield "refresh", self._refresh
+        if self._training is not None:
+            yield "training", self._training
+        yield "refresh", self._by_http("refresh")
+        yield "training", self._by_http("training")
 
     def _fetch_named(self, offer: TaskOffer, draw: float, now: float) -> session.Event:
         try:

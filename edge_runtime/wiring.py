@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from edge_runtime import identity
 from edge_runtime.adapters.clock import SystemClock
 from edge_runtime.adapters.downloads import HttpDownloads
+from edge_runtime.adapters.in_process_trainer import InProcessTrainer
 from edge_runtime.adapters.mqtt import MqttTransport
-from edge_runtime.adapters.power import FileSensors
+from edge_runtime.adapters.sensors.files import FileSensors
 from edge_runtime.agent import Ports
 from edge_runtime.config import Settings
 from edge_runtime.ports import SignatureRunner
@@ -67,11 +68,12 @@ class LazyRuntime:
 def real_ports(home: Path, settings: Settings) -> Ports:
     """Return the ports of an enrolled device. Raises `identity.NotEnrolled`, `Unreachable` for a bad broker address."""
     enrolled = identity.load_enrolled(home)
+    clock = SystemClock()
     return Ports(
-        clock=SystemClock(),
+        clock=clock,
         sensors=FileSensors(Path(settings.sensors_root)),
         transport=MqttTransport(enrolled.broker_url, enrolled.device),
         downloads=HttpDownloads(),
-        runtime=LazyRuntime(settings),
+        trainer=InProcessTrainer(home, LazyRuntime(settings), identity.system_entropy, clock),
         entropy=identity.system_entropy,
     )

@@ -10,6 +10,17 @@ class VirtualClock:
     def now(self) -> float:
         return self._now
 
+    def elapsed(self) -> float:
+        """Return the same seconds: a virtual clock does not jump."""
+        return self._now
+
+    def trusted(self) -> bool:
+        """A virtual clock can be believed."""
+        return True
+
+    def prove(self, server_time: float, *, fresh: bool) -> None:
+        """The aggregator of a simulation has the same clock."""
+
     def move_to(self, now: float) -> None:
         """Set the time. Raises `ValueError` if it lies before the present."""
         if now < self._now:

@@ -20,10 +20,12 @@ from typing import IO
 from edge_runtime import identity
 from edge_runtime.adapters import enrolment
 from edge_runtime.adapters.downloads import HttpDownloads
+from edge_runtime.adapters.in_process_trainer import InProcessTrainer
 from edge_runtime.adapters.interpreter import InterpreterRuntime
 from edge_runtime.adapters.mqtt import MqttTransport
 from edge_runtime.agent import Agent, Ports
-from edge_runtime.config import PolicySettings, Settings
+from edge_runtime.config import Settings
+from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.session import Phase
 from edge_runtime.turn_report import TurnReport
 from fleet_simulator.clock import VirtualClock
@@ -52,7 +54,12 @@ from fleet_simulator.sensors import Killed, PlayedSensors
 
 REPLY_TIMEOUT_S = 20.0
 PARENT_POLL_S = 0.25
-POLICY = PolicySettings(profile="battery", time_zone="UTC", night_start="23:00", night_end="06:00")
+# A virtual night is a handful of looks, and a device's fate is in its sensors: nothing is to wait for, or to run out.
+POLICY = PolicySettings(
+    profile="battery", time_zone="UTC", night_start="23:00", night_end="06:00", settle_s=0, grace_s=0, cool_down_s=0,
+    minimum_window_s=0, start_battery=40, start_celsius=70, stop_celsius=70, starts=1000, energy_wh=10_000,
+    written_bytes=1 << 40,
+)  # fmt: skip
 # What a device says when it stays away, in a word for the histogram.
 REASONS = (
     ("somebody used", "busy"),
@@ -137,7 +144,10 @@ class Worker:
         )
         identity.save_enrolled(home, signed)
         enrolled = identity.load_enrolled(home)
-        settings = Settings(population=command.population, server=command.server_url, policy=POLICY)
+        settings = Settings(
+            population=command.population, server=command.server_url, policy=POLICY, held_out_share=0.0,
+            ballast_bytes=0, personal=False, spread_s=0.0,
+        )  # fmt: skip
         # The sensors ask what the agent does, and the agent needs its sensors first.
         sensors = PlayedSensors(home / "sensors", lambda: self._devices[resident.number].phase)
         ports = Ports(
@@ -145,7 +155,7 @@ class Worker:
             sensors=sensors,
             transport=MqttTransport(enrolled.broker_url, enrolled.device),
             downloads=HttpDownloads(),
-            runtime=self._runtime,
+            trainer=InProcessTrainer(home, self._runtime, entropy, self._clock),
             entropy=entropy,
         )
         return Device(resident.number, home, settings, ports, sensors, Agent(home, settings, ports))

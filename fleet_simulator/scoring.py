@@ -1,7 +1,8 @@
 """Scoring held-out people in a device process: the first model, the last one, and a person's own copy of the last.
 
 Everything that is scored is what a device would hold: versions as their int8 files, the copy patched into int8 again,
-the n-gram cache made of the person's own head. The words that count are those of `edge_runtime.evaluation`.
+n-grams and latest words of the person's own head. As on a keyboard, each word of the tail that was scored then counts:
+for the mixture's weights first, then for the caches. The words that count are those of `edge_runtime.evaluation`.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 
 from edge_runtime.evaluation import NOT_SCORED, Slice, Window, score, windows
 from edge_runtime.evaluation import Score as ScoreOf
+from edge_runtime.mixture import Mixture, Parts, bucket_of
 from edge_runtime.ngram_cache import NgramCache
-from edge_runtime.personalization import Mixture, make_copy, probabilities_of
+from edge_runtime.personalization import make_copy
 from edge_runtime.ports import ModelRuntime, SignatureRunner
+from edge_runtime.recency import Recency
+from edge_runtime.suggestions import probabilities_of
 from fleet_simulator.control import HeldOutPerson, Hits, Score, Scored, Suggestions
 from wire_contract.envelope import read_envelope
 from wire_contract.layout import Layout, Tensors
@@ -144,27 +148,31 @@ def _score_personal(
 ) -> tuple[Hits, bool]:
     head = [token for text in person.head for token in vocabulary.encode_text(text)]
     copy = make_copy(runner, last.manifest, last.tensors, head, seed=number, signature=TUNING_SIGNATURE)
-    cache, mixture = NgramCache(head), Mixture()
     spec = last.manifest.signatures["evaluate"]
     own = _Watch([(number, window) for window in windows(tail, spec.batch, spec.length)], probabilities=True)
     if copy.accepted:
         own.score(runner, Version.of(patch(last.data, last.manifest, copy.tensors), last.manifest))
-    hits1 = hits3 = words = 0
+    hits = Hits()
+    ngrams, recency, mixture = NgramCache([*head, *tail[:1]]), Recency(head), Mixture()
     for position in range(1, len(tail)):
-        whole = shared.whole.get((number, position))
-        if whole is None:
-            continue
-        tuned = own.whole.get((number, position))
-        mixed = mixture.mix(
-            whole.astype(np.float64),
-            None if tuned is None else tuned.astype(np.float64),
-            cache.predict(tail[max(0, position - CONTEXT) : position]),
-        )
-        ranked = best_three(mixed)
-        words += 1
-        hits1 += tail[position] == ranked[0]
-        hits3 += tail[position] in ranked
-    return Hits(words, hits1, hits3), copy.accepted
+        word, whole = tail[position], shared.whole.get((number, position))
+        if whole is not None:
+            tuned = own.whole.get((number, position))
+            parts = Parts(
+                whole.astype(np.float64),
+                None if tuned is None else tuned.astype(np.float64),
+                ngrams.predict(tail[max(0, position - CONTEXT) : position]),
+                recency.predict(),
+            )
+            bucket = bucket_of(len(head) + position, parts.ngram.order)
+            row = mixture.rows[bucket]
+            ranked = best_three(parts.mix(row))
+            hits = hits.plus(Hits(1, int(word == ranked[0]), int(word in ranked)))
+            if word >= len(SPECIALS):
+                mixture = mixture.learned(bucket, parts.of_word(word, row))
+        ngrams.add(tail[position : position + 1])
+        recency.add(tail[position : position + 1])
+    return hits, copy.accepted
 
 
 def most_gained(

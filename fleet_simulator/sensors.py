@@ -7,7 +7,7 @@ between two training steps, a link becomes metered when the update is ready to g
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_runtime.adapters.power import FileSensors, write_fixture
+from edge_runtime.adapters.sensors.files import FileSensors, write_fixture
 from edge_runtime.eligibility import Readings
 from edge_runtime.session import Phase
 from fleet_simulator.nights import Visit

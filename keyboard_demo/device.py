@@ -9,27 +9,30 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from edge_runtime import identity
-from edge_runtime.adapters import personal_copy
+from edge_runtime import identity, personal_task
+from edge_runtime.adapters import personal_copy, personal_records
 from edge_runtime.adapters.clock import SystemClock
 from edge_runtime.adapters.downloads import HttpDownloads
+from edge_runtime.adapters.in_process_trainer import InProcessTrainer
 from edge_runtime.adapters.interpreter import InterpreterRuntime
 from edge_runtime.adapters.mqtt import MqttTransport
-from edge_runtime.adapters.power import FileSensors, write_fixture
+from edge_runtime.adapters.personal_records import MadeRecord, MixtureRecord
+from edge_runtime.adapters.sensors.files import FileSensors, write_fixture
+from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.agent import Agent, Ports
-from edge_runtime.config import PolicySettings, Settings
-from edge_runtime.model_slots import Held
-from edge_runtime.ngram_cache import NgramCache
-from edge_runtime.personalization import Mixture, make_copy, probabilities_of
-from edge_runtime.ports import SignatureRunner
+from edge_runtime.config import Settings
+from edge_runtime.jobs import Personalized
+from edge_runtime.mixture import COMPONENTS, Mixture
+from edge_runtime.policy_settings import PolicySettings
+from edge_runtime.ports import Forgotten, SignatureRunner
 from edge_runtime.privacy_filter import id_stream
-from wire_contract.patch import read_tensors
+from edge_runtime.suggestions import Suggestions
 from wire_contract.vocabulary import Vocabulary
 
 # The person asked for it now: night is always. Everything else must hold.
-POLICY = PolicySettings(profile="battery", night_start="00:00", night_end="00:00")
+POLICY = PolicySettings(
+    profile="battery", night_start="00:00", night_end="00:00", settle_s=0, cool_down_s=0, starts=1000
+)
 ANSWER_TIMEOUT_S = 10.0
 
 
@@ -48,20 +51,26 @@ class PersonalDevice:
         self._sensors_root = sensors_root
         self._runtime = InterpreterRuntime(settings.runtime)
         enrolled = identity.load_enrolled(home)
+        clock = SystemClock()
         ports = Ports(
-            clock=SystemClock(),
+            clock=clock,
             sensors=FileSensors(sensors_root),
             transport=MqttTransport(enrolled.broker_url, enrolled.device),
             downloads=HttpDownloads(),
-            runtime=self._runtime,
+            trainer=InProcessTrainer(home, self._runtime, identity.system_entropy, clock),
             entropy=identity.system_entropy,
         )
         self.agent = Agent(home, settings, ports)
-        self._mixture = Mixture()
-        self._reload()
+        self._store = StateStore(home / "state.db")
+        try:
+            self._reload()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Leave the broker and close the files."""
+        self._store.close()
         self.agent.close()
 
     @property
@@ -69,42 +78,60 @@ class PersonalDevice:
         """The words of the version on this device."""
         return self._vocabulary
 
-    def _held(self) -> Held:
-        held = self.agent.current()
+    def _reload(self) -> None:
+        # Counted before anything is read: who is told to forget in between is noticed at the next key.
+        self._times_forgotten = self._store.times_forgotten()
+        held, self.instead = personal_task.for_keyboard(self._home, self.agent.slots)
         if held is None:
             raise NoModel(f"{self._home} holds no model yet: run edge-runtime run --home {self._home} once, online")
-        return held
-
-    def _reload(self) -> None:
-        held = self._held()
         vocabulary = self.agent.slots.vocabulary(held.manifest.vocabulary_sha256)
         if vocabulary is None:
             raise NoModel(f"{self._home} holds no vocabulary for its model")
         self._vocabulary = vocabulary
-        self._shared = self._runtime.version(held.manifest.sha256, lambda: held.data)
-        copy = personal_copy.read(self._home, held.manifest.sha256)
-        self._copy: SignatureRunner | None = None
-        if copy is not None:
-            self._copy = self._runtime.version(f"personal {hash(copy)}", lambda: copy)
-        self._cache = NgramCache(id_stream(self.agent.examples.sentences(), vocabulary))
+        shared = self._runtime.version(held.manifest.sha256, lambda: held.data)
+        data = personal_copy.read(self._home, held.manifest.sha256)
+        copy: SignatureRunner | None = None
+        if data is not None:
+            copy = self._runtime.version(f"personal {hash(data)}", lambda: data)
+        stream = id_stream(self.agent.examples.all_sentences(), vocabulary)
+        self._suggestions = Suggestions(shared, copy, stream, self._read_mixture())
+
+    def _read_mixture(self) -> Mixture:
+        record = personal_records.read(self._home, MixtureRecord)
+        if record is None or record.components != COMPONENTS:
+            return Mixture()
+        try:
+            return Mixture(record.rows)
+        except ValueError:
+            return Mixture()
+
+    def _heed_forgetting(self) -> None:
+        """Begin anew if the home was told to forget, by whichever process: what is in memory may hold the word."""
+        if self._store.times_forgotten() != self._times_forgotten:
+            self._reload()
 
     def predict(self, context: tuple[int, ...]) -> Sequence[float]:
         """Return the mixed probabilities [V] after 20 ids: shared model, personal copy, own words."""
-        tokens = np.asarray(context, dtype=np.int32)
-        shared = probabilities_of(self._shared.run("suggest_context", {"tokens": tokens})["log_probs"])
-        copy = None
-        if self._copy is not None:
-            copy = probabilities_of(self._copy.run("suggest_context", {"tokens": tokens})["log_probs"])
-        mixed: list[float] = self._mixture.mix(shared, copy, self._cache.predict([i for i in context if i])).tolist()
+        self._heed_forgetting()
+        mixed: list[float] = self._suggestions.distribution(context).tolist()
         return mixed
 
     def learn(self, text: str) -> str:
-        """Store a message behind the privacy filter; its words count in the cache at once."""
+        """Store a message behind the privacy filter; its words count at once, in the caches and for the mixture."""
+        self._heed_forgetting()
         kept = self.agent.examples.add(text, SystemClock().now())
         if kept:
-            self._cache.add(self._vocabulary.encode_text(text))
+            self._suggestions.learn(self._vocabulary.encode_text(text))
+            self._keep_mixture()
         words = self.agent.examples.count_words()
         return f"{kept} sentence{'s' * (kept != 1)} kept on this device ({words} words, none sent)"
+
+    def _keep_mixture(self) -> None:
+        record = MixtureRecord(components=COMPONENTS, rows=self._suggestions.mixture.rows)
+        try:
+            personal_records.write(self._home, self._store, self._times_forgotten, record)
+        except Forgotten:
+            self._reload()
 
     def train_now(self) -> Iterator[str]:
         """Play tonight: check in, train, send the update, then tune the personal copy; yield what happens."""
@@ -142,20 +169,18 @@ class PersonalDevice:
         yield "no contribution tonight: no answer came; what was trained waits here for another night"
 
     def _personalize(self) -> Iterator[str]:
-        held = self._held()
-        stream = id_stream(self.agent.examples.sentences(), self._vocabulary)
-        spec = held.manifest.signatures["train"]
-        if len(stream) < 2 * spec.length:
-            yield f"too little text for a personal copy yet: {len(stream)} tokens, it takes {2 * spec.length}"
+        if not personal_task.due(self._home, self.agent.slots, self.agent.examples):
+            record = personal_records.read(self._home, MadeRecord)
+            yield f"personal {record.reason}" if record else "too little text for a personal copy yet"
             return
-        runner = self._runtime.template(held.manifest.template_sha256, lambda: held.data)
-        copy = make_copy(runner, held.manifest, read_tensors(held.data, held.manifest), stream, seed=0)
-        told = f"{copy.loss_received:.2f} to {copy.loss_copy:.2f} nats a word on your own last sentences"
-        if copy.accepted:
-            personal_copy.write(self._home, held, copy.tensors)
-            yield f"personal copy accepted: {told}"
+        made = personal_task.run(
+            self._home, self.agent.slots, self._runtime, self.agent.examples, self._store,
+            times_forgotten=self._times_forgotten, seed=0, may_go_on=lambda: True,
+        )  # fmt: skip
+        if isinstance(made, Personalized):
+            yield f"personal {made.reason}"
         else:
-            yield f"personal copy not better, so not used: {told}"
+            yield f"no personal copy: {getattr(made, 'reason', 'stopped')}"
 
 
 def open_personal(home: Path) -> PersonalDevice:

@@ -10,6 +10,7 @@ This module imports no numpy, so that the idle supervisor stays small.
 """
 
 import functools
+import hashlib
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -70,13 +71,27 @@ class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
     headroom_bits: Annotated[int, msgspec.Meta(ge=0, le=20)] = 0
 
 
+class LocalRule(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule of the local training beside plain SGD, by name (`edge_runtime.local_rules`): "momentum", "proximal",
+    "clip", "freeze", ... `value` is the rule's number, `tensors` the fleet tensors that it is about, if it is about some.
+
+    A device that does not know a name refuses the plan by that name; check-ins name the rules that a device knows.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,39}\Z")]
+    value: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
+    tensors: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)] = ()
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The device's instructions for a training task.
 
     `signature` names the train signature; `rows` examples of the signature's length are drawn at most, `epochs` times
     over; `weight_rule` "uniform" counts an update 1, "examples" counts min(examples, example_cap) / example_cap.
     The residual is multiplied by `residual_keep` when it is added, and dropped if its base lies more than
-    `residual_versions` versions behind this task's (0: whatever its age).
+    `residual_versions` versions behind this task's (0: whatever its age). `rules` are applied to each step in their
+    order. A device that took part in the task within the last `separation_versions` versions or `separation_s` seconds
+    does not take part again (0: no such minimum).
     """
 
     signature: str = "train_sampled"
@@ -92,6 +107,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     codec: CodecPlan = CodecPlan()
     residual_keep: Share = 1.0
     residual_versions: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+    rules: Annotated[tuple[LocalRule, ...], msgspec.Meta(max_length=16)] = ()
+    separation_versions: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
+    separation_s: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
 
 
 class CheckIn(msgspec.Struct, frozen=True, kw_only=True, tag="check-in"):
@@ -182,6 +200,46 @@ class TaskOffer(msgspec.Struct, frozen=True, kw_only=True, tag="task-offer"):
     issued_at: Seconds
     deadline: Seconds
     retry: RetryWindow
+
+
+class EvaluationOffer(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation-offer"):
+    """Evaluate this version on words that the device holds out, and report counts: a lease until `deadline`. Signed.
+
+    `version` is of the refresh or of the training track, whichever announces `version_sha256`. With fewer held-out
+    words than `minimum_words` the device reports none; it scores `most_words` at most, the newest.
+    """
+
+    device: Hex32
+    population: Name
+    task: Hex16
+    lease: Hex32
+    nonce: Hex32
+    version: Version
+    version_sha256: Hex64
+    minimum_words: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 50
+    most_words: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 2000
+    issued_at: Seconds
+    deadline: Seconds
+    retry: RetryWindow
+
+
+class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation-report"):
+    """A device's answer to an evaluation offer: counts only, each rounded down to its bucket (`evaluation_buckets`).
+
+    `report_id` is made of device, task and lease, as an update's id is: a lease has one report. `words` is how many
+    were scored, `hits1` and `hits3` how many of them the first suggestion and the first three hit. Words 0 says that
+    the device holds too little text.
+    """
+
+    device: Hex32
+    task: Hex16
+    lease: Hex32
+    report_id: Hex32
+    version: Version
+    words: Count
+    hits1: Count
+    hits3: Count
+    sent_at: Seconds
 
 
 class TurnedAway(msgspec.Struct, frozen=True, kw_only=True, tag="turned-away"):
@@ -301,8 +359,8 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag="enrolled"):
     issued_at: Seconds
 
 
-Request = CheckIn | StatusQuery | ModelRequest
-TaskReply = TaskOffer | TurnedAway | ModelDenied
+Request = CheckIn | StatusQuery | ModelRequest | EvaluationReport
+TaskReply = TaskOffer | EvaluationOffer | TurnedAway | ModelDenied
 AnyMessage = (
     CheckIn
     | StatusQuery
@@ -310,6 +368,8 @@ AnyMessage = (
     | ModelChunk
     | ModelDenied
     | TaskOffer
+    | EvaluationOffer
+    | EvaluationReport
     | TurnedAway
     | UpdateHeader
     | UpdateInit
@@ -326,6 +386,7 @@ Message = TypeVar("Message")
 _TAGS = {
     "check-in", "status-query", "task-offer", "turned-away", "update-header", "update-init", "chunk", "receipt",
     "device-report", "model-announcement", "enrolment", "enrolled", "model-request", "model-chunk", "model-denied",
+    "evaluation-offer", "evaluation-report",
 }  # fmt: skip
 
 
@@ -397,4 +458,21 @@ def capabilities_needed(plan: Plan) -> frozenset[str]:
         needed.add("codec:basis")
     if plan.codec.threshold:
         needed.add("codec:threshold")
+    needed.update(f"rule:{rule.name}" for rule in plan.rules)
+    if plan.separation_versions or plan.separation_s:
+        needed.add("plan:separation")
     return frozenset(needed)
+
+
+EVALUATION_BUCKET = 10
+EVALUATION_CAPABILITY = "task:evaluate"
+
+
+def evaluation_buckets(words: int, hits1: int, hits3: int) -> tuple[int, int, int]:
+    """Return the counts as they may leave a device: rounded down to tens, so that no single word shows in them."""
+    return tuple(count - count % EVALUATION_BUCKET for count in (words, hits1, hits3))  # type: ignore[return-value]
+
+
+def lease_id(device: str, task: str, lease: str) -> str:
+    """Return the id of what a device answers to a lease, an update or a report: one lease has one of it."""
+    return hashlib.sha256(f"{device}|{task}|{lease}".encode("ascii")).hexdigest()[:32]

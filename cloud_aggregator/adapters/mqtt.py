@@ -7,7 +7,8 @@ The rules (each one answers a measured fault of brokers or of paho):
 - every connection is a new paho client: an acknowledgement belongs to its own connection and can't meet another message
   that has the same number on a later one; paho's burst at a reconnect does not happen, the broker keeps the session,
   and what was not acknowledged goes out again from our own queue;
-- at most 16 publishes are in flight; the rest waits here, and while the broker is gone everything waits here;
+- at most 16 publishes are in flight, fewer if the broker's receive maximum says so; the rest waits here, and while the
+  broker is gone everything waits here;
 - reconnects are ours: full jitter, 1 s doubling to 30 s;
 - a publish larger than the broker's stated limit is dropped with a line on stderr: resending it would never end;
 - an acknowledgement with a failure reason (no permission, over a quota) is no publication: the message goes out again
@@ -141,6 +142,7 @@ class MqttTransport:
         self._incoming: Incoming[_Incoming] = Incoming(grouping)
         self._client: paho.Client | None = None
         self._max_packet = MAX_PACKET_BYTES
+        self._window = WINDOW
         self._subscribed = threading.Event()
         self._lost = threading.Event()
         self._settled = threading.Event()
@@ -278,6 +280,8 @@ class MqttTransport:
             return
         limit = getattr(properties, "MaximumPacketSize", None)
         self._max_packet = min(MAX_PACKET_BYTES, limit) if isinstance(limit, int) else MAX_PACKET_BYTES
+        most = getattr(properties, "ReceiveMaximum", None)
+        self._window = max(1, min(WINDOW, most)) if isinstance(most, int) else WINDOW
         client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._filters])
 
     def _has_subscribed(
@@ -328,7 +332,7 @@ class MqttTransport:
                         self._say(f"{finished.topic}: the broker refuses the publish: {refusal}")
                     elif finished is not None and finished.done is not None:
                         finished.done()
-            while client is not None and waiting and len(flying) < WINDOW:
+            while client is not None and waiting and len(flying) < self._window:
                 message = waiting.popleft()
                 if len(message.payload) + len(message.topic) + PACKET_OVERHEAD_BYTES > self._max_packet:
                     self._say(f"{message.topic}: {len(message.payload)} bytes are over the broker's limit; dropped")

@@ -1,8 +1,8 @@
-"""The agent's memory, HOME/state.db: SQLite, WAL, synchronous=FULL, one connection, one thread.
+"""The agent's memory, HOME/state.db (`adapters.database`), one connection, one thread.
 
 The rules:
 - a change that belongs together is one transaction (`with store.transaction()`), or it never happened;
-- `sqlite3` errors leave as `StorageFull` or `StorageFailed`, and nothing is half-written;
+- a new column or table is a new schema version and a migration that leads to it;
 - values are bytes under a name; what they mean is the caller's;
 - the store counts how often it was told to forget: whoever began before writes nothing after (`Forgotten`), even if
   the forgetting was done by another process.
@@ -10,16 +10,30 @@ The rules:
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 
+from edge_runtime.adapters.database import Migration
+from edge_runtime.adapters.database import open_database as open_database
+from edge_runtime.adapters.database import transaction as transaction
+from edge_runtime.adapters.database import translate as translate
 from edge_runtime.eligibility import Usage
-from edge_runtime.ports import Forgotten, StorageFailed, StorageFull
+from edge_runtime.ports import Forgotten
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE memory (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE usage (night TEXT PRIMARY KEY, training_s REAL NOT NULL, sent_bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE usage (
+    night TEXT PRIMARY KEY, training_s REAL NOT NULL, sent_bytes INTEGER NOT NULL, cpu_s REAL NOT NULL DEFAULT 0,
+    written_bytes INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE participation (
+    lease TEXT PRIMARY KEY, population TEXT NOT NULL, task TEXT NOT NULL, kind TEXT NOT NULL,
+    base_version INTEGER NOT NULL, at REAL NOT NULL, examples INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL DEFAULT 0, update_id TEXT NOT NULL DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0,
+    verdict TEXT NOT NULL DEFAULT '', verdict_at REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 CREATE TABLE outbox (
     update_id TEXT PRIMARY KEY, shard INTEGER NOT NULL, init BLOB NOT NULL, clip_norm REAL NOT NULL,
     layout TEXT NOT NULL, size INTEGER NOT NULL, basis BLOB NOT NULL, kept BLOB NOT NULL, queued_at REAL NOT NULL
@@ -30,61 +44,25 @@ CREATE TABLE chunk (
 );
 CREATE TABLE vector (name TEXT PRIMARY KEY, file TEXT NOT NULL, layout TEXT NOT NULL) WITHOUT ROWID;
 """
+# In order, without a gap, the last leading to SCHEMA_VERSION; a fresh file and a migrated one must not differ (tested).
+MIGRATIONS = (
+    Migration(
+        3,
+        """
+ALTER TABLE usage ADD COLUMN cpu_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN written_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN starts INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE participation (
+    lease TEXT PRIMARY KEY, population TEXT NOT NULL, task TEXT NOT NULL, kind TEXT NOT NULL,
+    base_version INTEGER NOT NULL, at REAL NOT NULL, examples INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL DEFAULT 0, update_id TEXT NOT NULL DEFAULT '', bytes INTEGER NOT NULL DEFAULT 0,
+    verdict TEXT NOT NULL DEFAULT '', verdict_at REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+""",
+    ),
+)
 KEPT_NIGHTS = 14
 _TIMES_FORGOTTEN = "SELECT COALESCE((SELECT CAST(value AS INTEGER) FROM memory WHERE name = 'times_forgotten'), 0)"
-
-
-def translate(error: sqlite3.Error, what: str) -> StorageFull | StorageFailed:
-    """Return the port's error for an SQLite error."""
-    if "full" in str(error):
-        return StorageFull(f"no room on the disk for {what}: {error}")
-    return StorageFailed(f"{what}: {error}")
-
-
-def open_database(path: Path, schema: str, version: int) -> sqlite3.Connection:
-    """Open or make a database with WAL, synchronous=FULL and deletions that overwrite. Raises the port's errors."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = not path.exists()
-        connection = sqlite3.connect(path, isolation_level=None)
-        if made:
-            path.chmod(0o600)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA secure_delete=ON")
-        found = connection.execute("PRAGMA user_version").fetchone()[0]
-        if found == 0:
-            connection.executescript(f"BEGIN;{schema}PRAGMA user_version={version};COMMIT;")
-        elif found != version:
-            connection.close()
-            raise StorageFailed(f"{path} has schema version {found}, this program reads {version}")
-    except sqlite3.Error as e:
-        raise translate(e, str(path)) from e
-    except OSError as e:
-        raise StorageFailed(f"{path} cannot be opened: {e}") from e
-    return connection
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection, what: str) -> Iterator[sqlite3.Connection]:
-    """Commit on leaving, roll back on any exception (a kill included)."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield connection
-        connection.execute("COMMIT")
-    except sqlite3.Error as e:
-        _roll_back(connection)
-        raise translate(e, what) from e
-    except BaseException:
-        _roll_back(connection)
-        raise
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    # SQLite has rolled back by itself after some errors, and says so with another.
-    with suppress(sqlite3.Error):
-        connection.execute("ROLLBACK")
 
 
 class StateStore:
@@ -92,7 +70,7 @@ class StateStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.connection = open_database(path, _SCHEMA, SCHEMA_VERSION)
+        self.connection = open_database(path, _SCHEMA, SCHEMA_VERSION, MIGRATIONS)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -117,6 +95,8 @@ class StateStore:
             ).rowcount
         except sqlite3.Error as e:
             raise translate(e, str(self.path)) from e
+        if not self.connection.in_transaction:
+            self.connection.count_commit()
         if not written:
             raise Forgotten(f"{self.path} was told to forget: {name} is not written")
 
@@ -144,18 +124,20 @@ class StateStore:
         """Return what a night has used so far."""
         try:
             row = self.connection.execute(
-                "SELECT training_s, sent_bytes FROM usage WHERE night = ?", (night,)
+                "SELECT training_s, sent_bytes, cpu_s, written_bytes, starts FROM usage WHERE night = ?", (night,)
             ).fetchone()
         except sqlite3.Error as e:
             raise translate(e, str(self.path)) from e
-        return Usage() if row is None else Usage(row[0], row[1])
+        return Usage() if row is None else Usage(*row)
 
     def add_usage(self, connection: sqlite3.Connection, night: str, used: Usage) -> None:
         """Count what was used, in the caller's transaction; forget nights long gone."""
         connection.execute(
-            "INSERT INTO usage VALUES (?, ?, ?) ON CONFLICT(night) DO UPDATE SET"
-            " training_s = training_s + excluded.training_s, sent_bytes = sent_bytes + excluded.sent_bytes",
-            (night, used.training_s, used.sent_bytes),
+            "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(night) DO UPDATE SET"
+            " training_s = training_s + excluded.training_s, sent_bytes = sent_bytes + excluded.sent_bytes,"
+            " cpu_s = cpu_s + excluded.cpu_s, written_bytes = written_bytes + excluded.written_bytes,"
+            " starts = starts + excluded.starts",
+            (night, *astuple(used)),
         )
         connection.execute(
             "DELETE FROM usage WHERE night NOT IN (SELECT night FROM usage ORDER BY night DESC LIMIT ?)",

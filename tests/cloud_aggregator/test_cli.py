@@ -107,8 +107,8 @@ def test_a_settings_file_with_mistakes_is_told_with_file_line_and_key_all_at_onc
     settings.write_text('goal_cuont = 5\n\n[plan]\nclip_norm = "long"\n')
     done = run("population", "import", bundle, "--data", folder, "--settings", settings)
     assert done.returncode == 2
-    assert 'toy.toml:1: unknown key "goal_cuont"; did you mean "goal_count"?' in done.stderr
-    assert 'toy.toml:4: "plan.clip_norm"' in done.stderr
+    assert 'toy.toml:1:1: unknown key "goal_cuont"; did you mean "goal_count"?' in done.stderr
+    assert 'toy.toml:4:13: "plan.clip_norm"' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_runtime import identity
+from edge_runtime.adapters.in_process_trainer import InProcessTrainer
 from edge_runtime.adapters.interpreter import InterpreterRuntime
 from edge_runtime.agent import Agent, Ports
-from edge_runtime.config import PolicySettings, Settings
+from edge_runtime.config import Settings
+from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.eligibility import Reading, Readings
 from edge_runtime.ports import Download, NotThere, Outgoing, Received, TooLarge, Unreachable
 from wire_contract import codec, envelope
@@ -81,6 +83,15 @@ class FakeClock:
         self.fuse.burn()
         return self.time
 
+    def elapsed(self) -> float:
+        return self.time
+
+    def trusted(self) -> bool:
+        return True
+
+    def prove(self, server_time: float, *, fresh: bool) -> None:
+        pass
+
     def twin(self) -> "_Twin":
         return _Twin(self)
 
@@ -91,6 +102,15 @@ class _Twin:
 
     def now(self) -> float:
         return self.clock.time
+
+    def elapsed(self) -> float:
+        return self.clock.time
+
+    def trusted(self) -> bool:
+        return True
+
+    def prove(self, server_time: float, *, fresh: bool) -> None:
+        pass
 
 
 class FakeSensors:
@@ -149,10 +169,19 @@ class FakeTransport:
         self.online = False
         self.delivered: set[int] = set()
         self.outgoing: list[Outgoing] = []
+        self.taken: list[str] = []
 
     @property
     def connected(self) -> bool:
         return self.online
+
+    @property
+    def limit_bytes(self) -> int:
+        return self.broker.max_packet_bytes
+
+    def acknowledged(self) -> tuple[str, ...]:
+        taken, self.taken = tuple(self.taken), []
+        return taken
 
     def connect(self, will: Outgoing, subscriptions: Sequence[str]) -> None:
         self.fuse.burn()
@@ -176,7 +205,9 @@ class FakeTransport:
         self._check()
         while self.outgoing:
             self.fuse.burn()
-            self.broker.publish(self.outgoing.pop(0))
+            message = self.outgoing.pop(0)
+            self.broker.publish(message)
+            self.taken.append(message.topic)
 
     def _check(self) -> None:
         if not self.broker.up:
@@ -460,22 +491,32 @@ class World:
         self.broker, self.downloads = FakeBroker(), FakeDownloads(self.fuse)
         self.aggregator = ToyAggregator(self.broker, self.downloads, self.clock)
         self.entropy = Entropy(seed, self.fuse)
-        self.settings = Settings(policy=PolicySettings(night_start="00:00", night_end="00:00"))
+        # Nothing waits and no start runs out here: `test_eligibility` and `benchmarks.nights` are about that.
+        policy = PolicySettings(
+            night_start="00:00", night_end="00:00", settle_s=0, grace_s=0, cool_down_s=0, starts=1000, energy_wh=10_000
+        )
+        self.settings = Settings(policy=policy, held_out_share=0.0, ballast_bytes=0, personal=False)
         who = identity.load_or_make(folder, self.entropy)
         identity.save_enrolled(folder, self.aggregator.enrolled(who))
         self.agent = self.open()
 
     def open(self) -> Agent:
         transport = FakeTransport(self.broker, "device", self.fuse)
-        ports = Ports(self.clock, self.sensors, transport, self.downloads, RUNTIME, self.entropy)
+        ports = Ports(self.clock, self.sensors, transport, self.downloads, self.trainer(), self.entropy)
         self.agent = Agent(self.home, self.settings, ports)
         return self.agent
+
+    def trainer(self) -> InProcessTrainer:
+        """Return a trainer over this home, with the runtime that all tests of this process share."""
+        return InProcessTrainer(self.home, RUNTIME, self.entropy, self.clock)
 
     def another_process(self) -> Agent:
         """Return an agent over the same home, as a command opens it beside the one that runs; abandon it after use."""
         transport = FakeTransport(self.broker, "command", Fuse())
         clock, sensors = FakeClock(self.clock.time), FakeSensors(Fuse())
-        return Agent(self.home, self.settings, Ports(clock, sensors, transport, FakeDownloads(), RUNTIME, Entropy(9)))
+        entropy = Entropy(9)
+        trainer = InProcessTrainer(self.home, RUNTIME, entropy, clock)
+        return Agent(self.home, self.settings, Ports(clock, sensors, transport, FakeDownloads(), trainer, entropy))
 
     def kill(self) -> Agent:
         """Abandon the agent and start another one over the same home."""

@@ -60,7 +60,7 @@ def world(tmp_path, mosquitto_broker):
 
     def open_agent():
         transport = MqttTransport(mosquitto_broker.url, "device", timeout_s=5)
-        ports = Ports(made.clock, made.sensors, transport, made.downloads, RUNTIME, made.entropy)
+        ports = Ports(made.clock, made.sensors, transport, made.downloads, made.trainer(), made.entropy)
         made.agent = Agent(made.home, made.settings, ports)
         return made.agent
 

@@ -12,7 +12,7 @@ import pytest
 
 from cli_contract.main import run_command
 from edge_runtime import identity
-from edge_runtime.adapters.power import write_fixture
+from edge_runtime.adapters.sensors.files import write_fixture
 from edge_runtime.cli import build_parser
 from edge_runtime.evaluation import score
 from tests.edge_runtime.fakes import TINY, World
@@ -33,7 +33,7 @@ def home(tmp_path):
     root = tmp_path / "root"
     write_fixture(root, charging=True, battery=90, idle_seconds=900, metered=False, celsius=40)
     (world.home / "settings.toml").write_text(
-        f'sensors_root = "{root}"\n[policy]\nnight_start = "00:00"\nnight_end = "00:00"\n'
+        f'sensors_root = "{root}"\n[policy]\nnight_start = "00:00"\nnight_end = "00:00"\nsettle_s = 0\n'
     )
     return world.home
 
@@ -54,7 +54,7 @@ def test_status_says_what_is_held_and_why_it_does_not_train(capsys, home):
 
 
 def test_a_home_that_is_not_enrolled_is_refused_with_what_to_do(capsys, tmp_path):
-    for command in (["status"], ["run", "--once"], ["add", "text"], ["forget", "--yes"]):
+    for command in (["status"], ["run", "--once"], ["add", "text"], ["forget", "--everything", "--yes"]):
         code, data, err = call(capsys, *command, "--home", tmp_path / "none")
         assert code == 4 and data["error_code"] == "NOT_ENROLLED"
         assert "edge-runtime enrol" in err and err.count("\n") == 1
@@ -68,11 +68,11 @@ def test_add_stores_what_the_filter_lets_through(capsys, home):
 
 
 def test_forgetting_everything_asks_first_and_a_word_does_not(capsys, home):
-    code, data, _ = call(capsys, "forget", "--home", home)
+    code, data, _ = call(capsys, "forget", "--everything", "--home", home)
     assert code == 4 and data["error_code"] == "NOT_CONFIRMED"
     code, data, _ = call(capsys, "forget", "baba", "--home", home)
     assert code == 0
-    code, data, _ = call(capsys, "forget", "--yes", "--home", home)
+    code, data, _ = call(capsys, "forget", "--everything", "--yes", "--home", home)
     assert code == 0 and data["words_deleted"] > 0
     _, data, _ = call(capsys, "status", "--home", home)
     assert data["examples_words"] == 0
@@ -113,7 +113,7 @@ def test_mistakes_in_the_settings_are_all_told_with_file_line_and_key(capsys, ho
     (home / "settings.toml").write_text('popluation = "x"\n[policy]\nnight_start = "25:00"\n')
     code, data, _ = call(capsys, "status", "--home", home)
     assert code == 2
-    assert 'settings.toml:1: unknown key "popluation"; did you mean "population"?' in data["message"]
+    assert 'settings.toml:1:1: unknown key "popluation"; did you mean "population"?' in data["message"]
     assert 'settings.toml:3: "policy.night_start"' in data["message"]
     (home / "settings.toml").write_text('[policy]\ntime_zone = "Europe/Berln"\n')
     code, data, _ = call(capsys, "status", "--home", home)
@@ -194,7 +194,7 @@ def test_a_broken_example_store_is_one_line_and_what_was_made_of_it_is_forgotten
         path.unlink()
     (home / "examples.db").write_bytes(b"x" * 8192)
     (home / "checkpoint.npz").write_bytes(b"rows of a person")
-    for command in (["status"], ["add", "Baba bobo"], ["forget", "--yes"]):
+    for command in (["status"], ["add", "Baba bobo"], ["forget", "--everything", "--yes"]):
         code, data, err = call(capsys, *command, "--home", home)
         assert code == 1 and data["error_code"] == "HOME_BROKEN"
         assert err.count("\n") == 1 and "examples.db" in err

@@ -13,7 +13,7 @@ from tests.edge_runtime.test_session import OFFER
 from wire_contract import codec, envelope
 from wire_contract.errors import Malformed, Untrusted
 from wire_contract.layout import Layout
-from wire_contract.messages import Chunk, UpdateHeader, UpdateInit, decode_message
+from wire_contract.messages import Chunk, UpdateHeader, UpdateInit, decode_message, lease_id
 from wire_contract.patch import read_tensors
 
 LAYOUT = Layout.of(MANIFEST)
@@ -76,4 +76,4 @@ def test_the_aggregator_opens_what_the_device_sealed_and_nobody_else_does():
 
 def test_one_lease_has_one_update_id_whatever_is_trained_for_it():
     expected = hashlib.sha256(f"{DEVICE}|{LEASED.task}|{LEASED.lease}".encode()).hexdigest()[:32]
-    assert client_update.update_id(DEVICE, LEASED.task, LEASED.lease) == expected
+    assert lease_id(DEVICE, LEASED.task, LEASED.lease) == expected

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.evaluation import Score, score, slices, windows
+from edge_runtime.evaluation import Score, hits_of, score, slices, windows
 from tests.edge_runtime import numpy_model
 from tests.edge_runtime.test_local_training import MANIFEST, MODEL, PACKED, RUNNER
 from wire_contract.patch import read_tensors
@@ -83,3 +83,17 @@ def test_every_position_that_counts_counts_in_exactly_one_window(stream, pieces,
         counted += range(window.start + window.first_scored, window.start + len(window.ids))
     assert counted == list(range(first_scored, len(stream)))
     assert len(windows(stream, pieces, context, first_scored)) <= pieces
+
+
+def test_each_words_hit_is_that_of_the_formulas_and_they_add_up_to_the_score():
+    found, hits = hits_of(RUNNER, SPEC, PACKED, STREAMS)
+    assert found == score(RUNNER, SPEC, PACKED, STREAMS)
+    assert len(hits) == found.count and sum(hits.values()) == found.hits3
+    for number, stream in enumerate(STREAMS[:6]):
+        logits = numpy_model.logits_of(TENSORS, stream[:-1])
+        for place, target in enumerate(stream[1:], start=1):
+            if target in (0, 1, 3):
+                assert (number, place) not in hits
+                continue
+            ranked = [int(i) for i in np.argsort(-logits[place - 1], kind="stable") if i >= 4][:3]
+            assert hits[number, place] == (target in ranked)

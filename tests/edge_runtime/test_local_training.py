@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime import candidates, local_training
-from edge_runtime.adapters import checkpoints
-from edge_runtime.local_training import PlanRefused, Stepper, begin, draw_rows, generator, result_of, steps
+from edge_runtime.adapters.checkpoints import Checkpoints
+from edge_runtime.local_rules import PlanRefused
+from edge_runtime.local_training import Stepper, begin, draw_rows, generator, result_of, steps
 from tests.edge_runtime.fakes import RUNTIME, TINY
 from wire_contract.envelope import read_envelope
 from wire_contract.layout import Layout
@@ -29,6 +30,10 @@ def train(plan=PLAN, seed=9, stream=STREAM):
     for checkpoint in steps(RUNNER, last, plan, MANIFEST, seed):
         last = checkpoint
     return result_of(last)
+
+
+def checkpoints_in(folder):
+    return Checkpoints(folder, lease="1" * 32, base_sha256="2" * 64, times_forgotten=0)
 
 
 def same(a, b):
@@ -67,21 +72,13 @@ def test_a_training_that_was_stopped_anywhere_ends_in_the_same_bytes(signature, 
     for stop in range(1, 6):
         for checkpoint in steps(RUNNER, begin(STREAM, PACKED, plan, MANIFEST, 9), plan, MANIFEST, 9):
             if checkpoint.steps == stop:
-                checkpoints.save(tmp_path, "lease", checkpoint)
+                checkpoints_in(tmp_path).save(checkpoint)
                 break
-        resumed = checkpoints.load(tmp_path, "lease")
+        resumed = checkpoints_in(tmp_path).load(PACKED)
         *_, last = steps(RUNNER, resumed, plan, MANIFEST, 9)
         again = result_of(last)
         assert same(again.packed, whole.packed)
         assert (again.steps, again.loss_before, again.loss_after) == (6, whole.loss_before, whole.loss_after)
-
-
-def test_a_checkpoint_is_for_its_lease_alone_and_a_broken_one_counts_as_none(tmp_path):
-    checkpoints.save(tmp_path, "lease", begin(STREAM, PACKED, PLAN, MANIFEST, 9))
-    assert checkpoints.load(tmp_path, "other") is None
-    path = tmp_path / checkpoints.CHECKPOINT_FILE
-    path.write_bytes(path.read_bytes()[:-100])
-    assert checkpoints.load(tmp_path, "lease") is None
 
 
 def test_training_makes_the_text_more_likely():

@@ -1,15 +1,10 @@
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge_runtime import personalization
 from edge_runtime.adapters import personal_copy
 from edge_runtime.model_slots import Held
-from edge_runtime.ngram_cache import NgramCache, Prediction
-from edge_runtime.personalization import Mixture, fit_mixture, make_copy, probabilities_of, suggest, top_ids
+from edge_runtime.personalization import make_copy
 from tests.edge_runtime import numpy_model
-from tests.edge_runtime.fakes import RUNTIME
 from tests.edge_runtime.test_local_training import MANIFEST, MODEL, PACKED, RUNNER, STREAM
 from wire_contract.layout import Layout
 from wire_contract.manifest import template_hash
@@ -53,45 +48,14 @@ def test_no_step_of_fine_tuning_is_longer_than_the_clip_allows():
     assert lengths[0] == 0.0 and min(lengths[1:]) > 0.0
 
 
-CACHE = Prediction(np.array([5, 7]), np.array([0.5, 0.2]), 0.3)
-
-
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
-def test_a_mixture_of_distributions_is_a_distribution(a, b, c):
-    total = a + b + c
-    mixture = Mixture(a / total, b / total, 1.0 - a / total - b / total)
-    shared, own = np.full(10, 0.1), np.eye(10)[4]
-    for copy in (own, None):
-        mixed = mixture.mix(shared, copy, CACHE)
-        assert abs(mixed.sum() - 1.0) < 1e-9 and (mixed >= 0).all()
-
-
-def test_weights_that_do_not_sum_to_one_are_refused():
-    with pytest.raises(ValueError, match="sum to 1"):
-        Mixture(0.5, 0.5, 0.1)
-
-
-def test_em_finds_the_component_that_knows_the_person():
-    rng = np.random.default_rng(1)
-    targets = np.stack([rng.uniform(0.0, 0.1, 500), rng.uniform(0.2, 0.9, 500), np.full(500, 0.01)], axis=1)
-    weights = fit_mixture(targets)
-    assert abs(weights.sum() - 1.0) < 1e-9 and weights[1] > 0.9
-
-
-def test_specials_have_no_probability_and_ties_go_to_the_lower_id():
-    distribution = probabilities_of(np.array([9.0, 9, 9, 9, 1, 2, 2, 2, 1]))
-    assert (distribution[:4] == 0).all() and abs(distribution.sum() - 1.0) < 1e-12
-    assert top_ids(distribution) == (5, 6, 7)
-
-
-def test_the_persons_phrase_is_suggested_where_the_shared_model_would_not():
-    model = RUNTIME.version(MANIFEST.sha256, lambda: MODEL)
-    context = [0] * 17 + [1, 300, 301]
-    plain = suggest(context, model, None, NgramCache())
-    assert 302 not in plain
-    assert suggest(context, model, None, NgramCache([1, 300, 301, 302] * 5))[0] == 302
-    tokens = np.array(context, np.int32)
-    assert plain == tuple(model.run("suggest_context", {"tokens": tokens})["ids"].tolist())
+def test_what_a_copy_had_learned_is_carried_over_to_a_newer_version():
+    newer = {name: value * np.float32(1.1) for name, value in TENSORS.items()}
+    copy = {name: value + np.float32(0.25) for name, value in TENSORS.items()}
+    moved = personalization.carried(newer, copy, TENSORS)
+    for name, value in newer.items():
+        np.testing.assert_allclose(moved[name], value.astype(np.float64) + 0.25, rtol=1e-6, atol=1e-6)
+    same = personalization.carried(newer, TENSORS, TENSORS)
+    assert all(np.array_equal(same[name], newer[name]) for name in newer)
 
 
 def test_the_personal_file_is_its_versions_template_with_the_copys_weights(tmp_path):

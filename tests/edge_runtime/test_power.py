@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.adapters.power import FileSensors, write_fixture
+from edge_runtime.adapters.sensors.files import FileSensors, write_fixture
 from edge_runtime.eligibility import Policy, Usage, decide
 
 NOW = 1_800_000_000.0

@@ -6,9 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime import session
+from edge_runtime import session, session_diagram
 from edge_runtime.session import Phase, State, step
-from wire_contract.messages import Plan, Receipt, RetryWindow, TaskOffer, TurnedAway
+from wire_contract.messages import (
+    EvaluationOffer,
+    EvaluationReport,
+    Plan,
+    Receipt,
+    RetryWindow,
+    TaskOffer,
+    TurnedAway,
+)
 
 NOW = 1_800_000_000.0
 WINDOW = RetryWindow(earliest=int(NOW) + 100, latest=int(NOW) + 200)
@@ -16,6 +24,14 @@ OFFER = TaskOffer(
     device="d" * 32, population="keyboard", task="0" * 16, lease="1" * 32, nonce="2" * 32, base_version=3,
     base_sha256="a" * 64, layout_fingerprint="b" * 64, plan=Plan(), seed=1, sealing_key=b"k" * 32, shard=0,
     issued_at=int(NOW), deadline=int(NOW) + 3600, retry=WINDOW,
+)  # fmt: skip
+EVALUATION = EvaluationOffer(
+    device="d" * 32, population="keyboard", task="3" * 16, lease="4" * 32, nonce="2" * 32, version=4,
+    version_sha256="c" * 64, issued_at=int(NOW), deadline=int(NOW) + 3600, retry=WINDOW,
+)  # fmt: skip
+REPORT = EvaluationReport(
+    device="d" * 32, task="3" * 16, lease="4" * 32, report_id="f" * 32, version=4, words=120, hits1=20, hits3=40,
+    sent_at=int(NOW),
 )  # fmt: skip
 LOOK = session.Looked(NOW, may_train=True, may_send=True, nonce="2" * 32, draw=0.5)
 
@@ -25,8 +41,13 @@ def receipt(verdict, **changes):
 
 
 def state(phase, **changes):
-    offer = None if phase in (Phase.RESTING, Phase.CHECKING_IN) else OFFER
+    evaluates = phase in (Phase.EVALUATING, Phase.REPORTING)
+    offer = None if evaluates or phase in (Phase.RESTING, Phase.CHECKING_IN) else OFFER
     held = {"update_id": "e" * 32, "give_up_at": NOW + 9e5} if phase is Phase.SENDING else {}
+    if evaluates:
+        held = {"evaluation": EVALUATION}
+    if phase is Phase.REPORTING:
+        held |= {"report": REPORT, "update_id": REPORT.report_id, "give_up_at": NOW + 3600}
     return State(phase=phase, offer=offer, **{**held, **changes})
 
 
@@ -68,7 +89,8 @@ def test_an_update_is_sent_once_and_then_only_asked_about():
     waits = []
     for _ in range(12):
         sending, effects = step(sending, dataclasses.replace(LOOK, now=sending.not_before))
-        assert [type(effect) for effect in effects] == [session.AskStatus]
+        assert isinstance(effects[0], session.AskStatus)
+        assert effects[1:] == ((session.GoOn("e" * 32),) if sending.attempts > 2 else ())
         waits.append(sending.not_before)
     steps = [later - earlier for earlier, later in itertools.pairwise(waits)]
     assert steps == sorted(steps) and steps[-1] == 0.75 * 600
@@ -79,6 +101,14 @@ def test_an_incomplete_receipt_asks_for_what_is_missing_and_nothing_else():
     after, effects = step(sending, session.Answered(NOW, receipt("incomplete", missing=(2, 5)), 0.5))
     assert effects == (session.SendUpdate("e" * 32, everything=False, missing=(2, 5), with_init=False),)
     assert after.phase is Phase.SENDING
+
+
+def test_fewer_missing_chunks_than_the_last_time_shorten_the_wait_and_no_progress_does_not():
+    sending = state(Phase.SENDING, attempts=6, lacking=10)
+    same, _ = step(sending, session.Answered(NOW, receipt("incomplete", missing=tuple(range(10))), 0.5))
+    fewer, _ = step(sending, session.Answered(NOW, receipt("incomplete", missing=tuple(range(9))), 0.5))
+    assert (same.attempts, same.lacking, fewer.attempts, fewer.lacking) == (6, 10, 1, 9)
+    assert fewer.not_before < same.not_before
 
 
 def test_a_lease_that_is_over_drops_the_training():
@@ -114,9 +144,47 @@ def test_an_update_that_could_never_be_sent_in_seven_days_returns_to_the_residua
     assert after.phase is Phase.RESTING and effects == (session.Settle("e" * 32, "stale"),)
 
 
+def test_an_evaluation_walks_from_the_offer_to_the_receipt_of_its_report():
+    events = [
+        LOOK,
+        session.EvaluationAsked(NOW, EVALUATION),
+        session.Interrupted(NOW, "unplugged"),
+        LOOK,
+        session.ReportMade(NOW, REPORT),
+        LOOK,
+        session.Answered(NOW, receipt("accepted"), 0.5),
+    ]
+    at, done = State(), []
+    for event in events:
+        at, effects = step(at, event)
+        done += effects
+    sent = [session.SendReport(REPORT), session.Settle(REPORT.report_id, "accepted")]
+    assert done[1:] == [session.ScoreVersion(EVALUATION)] * 2 + sent
+    assert at == State(not_before=NOW + 150)
+
+
+def test_an_evaluation_that_is_declined_rests_until_the_ledger_would_let_it():
+    event = session.Declined(NOW, 0.5, "three times a week", not_before=NOW + 9000)
+    assert step(state(Phase.EVALUATING), event) == (State(not_before=NOW + 9000), ())
+
+
+def test_a_report_without_a_receipt_is_sent_again_until_the_lease_is_over():
+    at = state(Phase.REPORTING)
+    sent = 0
+    while at.phase is Phase.REPORTING:
+        at, effects = step(at, dataclasses.replace(LOOK, now=max(NOW, at.not_before)))
+        sent += effects == (session.SendReport(REPORT),)
+    assert 3 < sent < 20 and at.phase is Phase.RESTING
+
+
+def test_an_offer_that_is_declined_leaves_the_device_at_rest_until_its_window():
+    after, effects = step(state(Phase.FETCHING), session.Declined(NOW, 0.5, "took part yesterday"))
+    assert (after, effects) == (State(not_before=NOW + 150), (session.DropTraining(),))
+
+
 def test_the_diagram_in_the_docs_is_drawn_from_this_table():
-    assert Path("docs/agent-states.md").read_text() == session.page(), (
-        "python -m edge_runtime.session > docs/agent-states.md"
+    assert Path("docs/agent-states.md").read_text() == session_diagram.page(), (
+        "python -m edge_runtime.session_diagram > docs/agent-states.md"
     )
 
 
@@ -127,6 +195,8 @@ STILL = {
     Phase.FETCHING: "nothing is trained or sent yet; a second offer for the same check-in is the same lease",
     Phase.TRAINING: "the base is held; receipts are for updates that do not exist yet",
     Phase.SENDING: "one thing at a time: offers and training wait for the receipt",
+    Phase.EVALUATING: "nothing is trained or sent; a second offer for the same check-in is the same lease",
+    Phase.REPORTING: "one thing at a time: offers wait for the report's receipt",
 }
 EVENTS = {
     session.Looked: LOOK,
@@ -143,6 +213,9 @@ EVENTS = {
     session.UpdateQueued: session.UpdateQueued(NOW, "e" * 32),
     session.Answered: session.Answered(NOW, receipt("accepted"), 0.1),
     session.Undeliverable: session.Undeliverable(NOW, 0.1, ""),
+    session.EvaluationAsked: session.EvaluationAsked(NOW, EVALUATION),
+    session.ReportMade: session.ReportMade(NOW, REPORT),
+    session.Declined: session.Declined(NOW, 0.1, ""),
 }
 
 
@@ -168,4 +241,6 @@ def test_no_sequence_of_events_breaks_the_table(events, gaps):
         rows = [row for row in session.TRANSITIONS if row.target is at.phase]
         for effect in effects:
             assert any(type(effect) in row.effects for row in rows)
-        assert (at.offer is None) == (at.phase in (Phase.RESTING, Phase.CHECKING_IN))
+        evaluates = at.phase in (Phase.EVALUATING, Phase.REPORTING)
+        assert (at.offer is None) == (evaluates or at.phase in (Phase.RESTING, Phase.CHECKING_IN))
+        assert (at.evaluation is not None) == evaluates

@@ -156,7 +156,13 @@ def _broken_field(hint: Any, name: str, required: bool, path: Path, root: Any) -
 
 def filled(message: Any) -> Any:
     """Return the sample with its empty arrays filled, so that their elements are broken too."""
-    return msgspec.structs.replace(message, missing=(0, 3)) if isinstance(message, messages.Receipt) else message
+    if isinstance(message, messages.Receipt):
+        return msgspec.structs.replace(message, missing=(0, 3))
+    if isinstance(message, messages.TaskOffer):
+        rules = (messages.LocalRule(name="freeze", value=0.5, tensors=("kernel",)), messages.LocalRule(name="sgd"))
+        plan = msgspec.structs.replace(message.plan, rules=rules, separation_versions=3, separation_s=86_400)
+        return msgspec.structs.replace(message, plan=plan)
+    return message
 
 
 def message_targets() -> Iterator[Target]:

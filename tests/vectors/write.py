@@ -129,6 +129,17 @@ def task_offer_v3() -> object:
     return {name: messages.encode_message(each).hex() for name, each in both.items()}
 
 
+def task_offer_v4() -> object:
+    rules = (
+        messages.LocalRule(name="momentum", value=0.9),
+        messages.LocalRule(name="freeze", tensors=("embedding", "lstm/kernel")),
+    )
+    ruled = messages.Plan(rules=rules, separation_versions=8, separation_s=6 * 86_400)
+    offer = next(message for message in MESSAGES if isinstance(message, messages.TaskOffer))
+    both = {"first plan": offer, "ruled plan": msgspec.structs.replace(offer, plan=ruled)}
+    return {name: messages.encode_message(each).hex() for name, each in both.items()}
+
+
 def envelope_v1() -> object:
     sealed = envelope.seal(
         b"an update", header=b"header", ephemeral=EPHEMERAL, recipient=envelope.public_bytes(RECIPIENT)
@@ -175,11 +186,18 @@ def delta_v1() -> object:
     }
 
 
-def model_messages_v1() -> object:
-    kinds = (messages.ModelRequest, messages.ModelChunk, messages.ModelDenied)
+def _rows_of(*kinds: type) -> object:
     return [
         {"type": type(m).__name__, "hex": messages.encode_message(m).hex()} for m in MESSAGES if isinstance(m, kinds)
     ]
+
+
+def model_messages_v1() -> object:
+    return _rows_of(messages.ModelRequest, messages.ModelChunk, messages.ModelDenied)
+
+
+def evaluation_messages_v1() -> object:
+    return _rows_of(messages.EvaluationOffer, messages.EvaluationReport)
 
 
 def vocabulary_v1() -> object:
@@ -192,6 +210,7 @@ VECTORS = {
     "topics-v1": topics_v1,
     "task-offer-v2": task_offer_v2,
     "task-offer-v3": task_offer_v3,
+    "task-offer-v4": task_offer_v4,
     "codec-topk4-v1": codec_topk4_v1,
     "codec-topk-v2": codec_topk_v2,
     "index-set-v1": index_set_v1,
@@ -201,6 +220,7 @@ VECTORS = {
     "manifest-v1": manifest_v1,
     "delta-v1": delta_v1,
     "model-messages-v1": model_messages_v1,
+    "evaluation-messages-v1": evaluation_messages_v1,
     "vocabulary-v1": vocabulary_v1,
 }
 

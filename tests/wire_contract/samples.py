@@ -34,4 +34,9 @@ MESSAGES: list[m.AnyMessage] = [
                    count=4),
     m.ModelChunk(wanted=HASH, held="", size_bytes=98_310, index=2, data=b"a tail"),
     m.ModelDenied(device=DEVICE, nonce="88" * 16, code="no_delta", issued_at=1_800_000_401, retry=WINDOW),
+    m.EvaluationOffer(device=DEVICE, population="en-chat", task="99" * 8, lease="aa" * 16, nonce="11" * 16, version=4,
+                      version_sha256=HASH, minimum_words=60, most_words=3_000, issued_at=1_800_000_500,
+                      deadline=1_800_086_900, retry=WINDOW),
+    m.EvaluationReport(device=DEVICE, task="99" * 8, lease="aa" * 16, report_id="bb" * 16, version=4, words=420,
+                       hits1=70, hits3=120, sent_at=1_800_000_600),
 ]  # fmt: skip

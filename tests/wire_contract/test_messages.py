@@ -81,3 +81,43 @@ def test_a_plan_names_the_capabilities_it_needs():
 def test_the_number_of_chunks_rounds_up():
     init = messages.UpdateInit(header=b"", size_bytes=2049, sha256="0" * 64, chunk_bytes=1024)
     assert init.chunks == 3
+
+
+def test_a_plan_with_rules_and_a_separation_is_offered_only_to_who_names_them():
+    rules = (messages.LocalRule(name="proximal", value=0.01), messages.LocalRule(name="freeze", tensors=("kernel",)))
+    plain = messages.capabilities_needed(messages.Plan())
+    assert messages.capabilities_needed(messages.Plan(rules=rules)) - plain == {"rule:proximal", "rule:freeze"}
+    for apart in (messages.Plan(separation_s=1), messages.Plan(separation_versions=1)):
+        assert messages.capabilities_needed(apart) - plain == {"plan:separation"}
+
+
+@given(st.from_regex(r"[a-z][a-z0-9-]{0,39}", fullmatch=True))
+def test_every_rule_that_a_plan_can_name_a_check_in_can_name_too(name):
+    needed = messages.capabilities_needed(messages.Plan(rules=(messages.LocalRule(name=name),)))
+    assert f"rule:{name}" in needed
+    known = (*sorted(needed), messages.EVALUATION_CAPABILITY)
+    check_in = msgspec.structs.replace(MESSAGES[0], capabilities=known)
+    assert messages.decode_message(messages.encode_message(check_in), messages.CheckIn) == check_in
+
+
+counts = st.integers(0, 1 << 31)
+
+
+@given(counts, counts, counts)
+def test_a_reports_counts_are_multiples_of_ten_and_keep_their_order(a, b, c):
+    hits1, hits3, words = sorted((a, b, c))
+    told = messages.evaluation_buckets(words, hits1, hits3)
+    assert all(0 <= real - shown < 10 for real, shown in zip((words, hits1, hits3), told, strict=True))
+    assert {shown % 10 for shown in told} == {0}
+    assert told[1] <= told[2] <= told[0]
+
+
+def test_two_reports_that_differ_by_one_word_are_mostly_the_same_report():
+    assert messages.evaluation_buckets(421, 79, 125) == messages.evaluation_buckets(420, 78, 124) == (420, 70, 120)
+
+
+def test_a_lease_has_one_id_and_no_other_lease_has_it():
+    ids = {messages.lease_id(d * 32, t * 16, e * 32) for d in "ab" for t in "ab" for e in "ab"}
+    assert len(ids) == 8 and all(len(each) == 32 for each in ids)
+    # By `printf ... | sha256sum`, so that another program can make the same id.
+    assert messages.lease_id("0" * 32, "1" * 16, "2" * 32) == "0c9a6161049af703d37efcdac087b6db"

@@ -17,7 +17,9 @@ from wire_contract.index_set import decode_index_set
 from wire_contract.layout import Layout
 
 # Bytes behind a compressor may differ between compressors: those are decoded below. A task offer has more fields now.
-COMPARED_ELSEWHERE = {"codec-topk4-v1", "codec-topk-v2", "index-set-v1", "messages-v1", "task-offer-v2", "delta-v1"}
+COMPARED_ELSEWHERE = {
+    "codec-topk4-v1", "codec-topk-v2", "index-set-v1", "messages-v1", "task-offer-v2", "task-offer-v3", "delta-v1",
+}  # fmt: skip
 
 
 def golden(name: str):
@@ -36,12 +38,35 @@ def test_golden_messages_still_decode_to_the_same_values():
         assert messages.decode_message(bytes.fromhex(row["hex"]), type(message)) == message
 
 
-def test_an_offer_from_before_threshold_and_basis_still_decodes_to_the_same_values():
-    today = VECTORS["task-offer-v2"]()
-    for name, stored in golden("task-offer-v2").items():
+@pytest.mark.parametrize("vector", ["task-offer-v2", "task-offer-v3"])
+def test_an_offer_of_an_older_aggregator_still_decodes_to_the_same_values(vector):
+    today = VECTORS[vector]()
+    for name, stored in golden(vector).items():
         expected = messages.decode_message(bytes.fromhex(today[name]), messages.TaskOffer)
         assert messages.decode_message(bytes.fromhex(stored), messages.TaskOffer) == expected
-        assert (expected.plan.codec.threshold, expected.plan.codec.basis) == (0.0, "")
+
+
+def test_an_older_aggregators_plan_asks_for_none_of_what_it_could_not_name():
+    for name in ("first plan", "shared plan"):
+        codec_plan = _golden_offer("task-offer-v2", name).plan.codec
+        assert (codec_plan.threshold, codec_plan.basis) == (0.0, "")
+    for name in ("first plan", "turned plan"):
+        plan = _golden_offer("task-offer-v3", name).plan
+        assert (plan.rules, plan.separation_versions, plan.separation_s) == ((), 0, 0)
+
+
+def test_the_golden_plan_with_rules_says_them_in_their_order():
+    plan = _golden_offer("task-offer-v4", "ruled plan").plan
+    assert [(rule.name, rule.value, rule.tensors) for rule in plan.rules] == [
+        ("momentum", 0.9, ()), ("freeze", 0.0, ("embedding", "lstm/kernel")),
+    ]  # fmt: skip
+    assert (plan.separation_versions, plan.separation_s) == (8, 518_400)
+    needed = messages.capabilities_needed(plan) - messages.capabilities_needed(messages.Plan())
+    assert needed == {"rule:momentum", "rule:freeze", "plan:separation"}
+
+
+def _golden_offer(vector: str, name: str) -> messages.TaskOffer:
+    return messages.decode_message(bytes.fromhex(golden(vector)[name]), messages.TaskOffer)
 
 
 def test_a_message_whose_fields_are_the_first_ones_is_written_as_the_first_bytes():

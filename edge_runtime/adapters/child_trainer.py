@@ -1,0 +1,409 @@
+"""The Trainer port as a child process: numpy and the interpreter live in it, for as long as there is work.
+
+The rules:
+- the child is started at the first job and ends by itself when none follows; it dies with this process;
+- `stop` returns at once. The child is asked (SIGTERM, read between two steps). If it is not gone within `ASK_S`, it is
+  being starved, or a step is long: SIGSTOP takes the CPU from it at once, then it may run like any other process for at
+  most `GRACE_S` to write its checkpoint, and then SIGKILL. What that loses came after the last checkpoint;
+- what comes over the pipe is read as hostile: garbage, an answer to another order or an end without answer is `Died`;
+- every job has a time limit; a trainer that passes it is killed;
+- CPU is counted by the kernel, a killed child's too, and so is what the child used after it was to stop.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.adapters import process_limits
+from edge_runtime.adapters.lazy_runtime import RuntimeName, runtime_name
+from edge_runtime.job_frames import Applied, FrameBroken, FrameReader, Limit, encode
+from edge_runtime.jobs import Answer, Died, Job, JobResult, LongJob, Order, ShortJob, Stopped, UsedUp
+from edge_runtime.ports import Clock
+
+ASK_S = 0.1
+GRACE_S = 1.0
+LEAVE_S = 2.0
+PROGRAM = (sys.executable, "-m", "edge_runtime.trainer")
+_READ_BYTES = 1 << 16
+_BLOCK_BYTES = 512
+
+
+class TrainerTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a trainer may take. `memory_bytes` is private memory (the reference model takes 75 to 105 MB)."""
+
+    runtime: RuntimeName = "auto"
+    memory_bytes: int = 256 * 1024 * 1024
+    long_job_s: float = 3 * 3600.0
+    short_job_s: float = 120.0
+    linger_s: float = 1.0
+
+
+_TERMS = TrainerTerms()
+
+
+@dataclass(frozen=True, slots=True)
+class StopReport:
+    """How a stop went: whether the child had to be stopped by the kernel, whether it was killed in the end, seconds
+    until it was gone, and CPU seconds that it used after it was told to stop."""
+
+    starved: bool
+    killed: bool
+    gone_s: float
+    cpu_s: float
+
+
+class _Child:
+    """One trainer's process and its pipes."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+        )
+        self.pid = self._process.pid
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._input, False)
+        os.set_blocking(self._output, False)
+        self._reader = FrameReader()
+        self._lock = threading.Lock()
+        self.gone = threading.Event()
+        self.code: int | None = None
+        self.applied: Applied | None = None
+        self.answers: list[Answer] = []
+        self.broken = ""
+        self.told_to_stop = False
+        self.said_written = 0
+        self.left_at = 0.0
+        self._cpu_s, self._blocks = 0.0, 0
+        # Someone must wait for a child that ends by itself, or it stays as a zombie until the next job.
+        threading.Thread(target=self._bury, name=f"trainer {self.pid}", daemon=True).start()
+
+    def _bury(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            _, status, usage = os.wait4(self.pid, 0)
+            self.code = self._process.returncode = os.waitstatus_to_exitcode(status)
+            self._cpu_s, self._blocks = usage.ru_utime + usage.ru_stime, usage.ru_oublock
+        self.gone.set()
+
+    def signal(self, number: int) -> None:
+        """Send a signal unless the child is gone: its number may be another process's then."""
+        with self._lock:
+            if self.code is None:
+                os.kill(self.pid, number)
+
+    def hurry(self) -> None:
+        """Let it run like any other process."""
+        with self._lock:
+            if self.code is None:
+                process_limits.hurry(self.pid, self.applied.cgroups if self.applied else ())
+
+    def used(self) -> UsedUp:
+        """Return the child's CPU seconds so far, and what it has written: by its own word, or by the kernel's where
+        that is more (a killed child says nothing)."""
+        with self._lock:
+            cpu_s = self._cpu_s if self.code is not None else _cpu_of(self.pid)
+            return UsedUp(cpu_s=cpu_s, written_bytes=max(self.said_written, self._blocks * _BLOCK_BYTES))
+
+    def send(self, order: Order, until: float) -> bool:
+        """Write an order; whether all of it went."""
+        view = memoryview(encode(order))
+        poll = select.poll()
+        poll.register(self._input, select.POLLOUT)
+        while view:
+            left = until - time.monotonic()
+            if left <= 0 or not poll.poll(1e3 * left):
+                return False
+            try:
+                view = view[os.write(self._input, view) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                return False
+        return True
+
+    def receive(self, wait_s: float) -> bool:
+        """Read what has come, waiting at most so long for a first byte; False at the pipe's end or when it broke."""
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
+        if not poll.poll(1e3 * max(0.0, wait_s)):
+            return True
+        try:
+            data = os.read(self._output, _READ_BYTES)
+            if not data:
+                return False
+            for frame in self._reader.feed(data):
+                if isinstance(frame, Applied):
+                    self.applied = frame
+                elif isinstance(frame, Answer):
+                    self.said_written += frame.used.written_bytes
+                    self.answers.append(frame)
+                else:
+                    raise FrameBroken("a trainer sends answers, got an order")
+        except BlockingIOError:
+            return True
+        except FrameBroken as e:
+            self.broken = f"what it sent cannot be read: {e}"
+            return False
+        return True
+
+    def let_go(self) -> None:
+        """Close the pipes: a child that waits for orders ends then."""
+        self.left_at = time.monotonic()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+    def end(self, wait_s: float) -> None:
+        """See to it that a child that was let go is gone, and nothing of it stays."""
+        if not self.gone.wait(wait_s):
+            self.signal(signal.SIGKILL)
+            self.gone.wait()
+        if self.applied is not None:
+            process_limits.remove_cgroups(self.applied.cgroups)
+
+
+class ChildTrainer:
+    """Implements the Trainer port over `home`. One thread uses it; the child is that thread's."""
+
+    def __init__(
+        self, home: Path, clock: Clock, terms: TrainerTerms = _TERMS, *, program: tuple[str, ...] = PROGRAM
+    ) -> None:
+        """`program` is what is started, with the trainer's arguments behind it."""
+        self._home = home
+        self._program = program
+        self._clock = clock
+        self._terms = terms
+        self._child: _Child | None = None
+        self._leaving: list[_Child] = []
+        self._order: Order | None = None
+        self._may_repeat = False
+        self._numbers = 0
+        self._long_until: float | None = None
+        self._ending: threading.Thread | None = None
+        self._past = UsedUp()
+        self._reported = UsedUp()
+        self.last_stop: StopReport | None = None
+
+    @property
+    def runtime(self) -> str:
+        """See `ports.Trainer`."""
+        return runtime_name(self._terms.runtime)
+
+    @property
+    def busy(self) -> bool:
+        """See `ports.Trainer`."""
+        return self._long_until is not None
+
+    @property
+    def process(self) -> int | None:
+        """The child's process id, while there is one."""
+        return None if self._child is None or self._child.gone.is_set() else self._child.pid
+
+    def begin(self, job: LongJob, may_go_on: Callable[[], bool]) -> None:
+        """See `ports.Trainer`; a child is told by `stop`, so `may_go_on` is not asked."""
+        if self.busy:
+            raise ValueError("a trainer does one long job at a time")
+        now = time.monotonic()
+        self._long_until = now + self._terms.long_job_s
+        self._ask(job, idle=True, until=now + self._terms.short_job_s)
+
+    def poll(self) -> JobResult | None:
+        """See `ports.Trainer`."""
+        if self._long_until is None:
+            return None
+        result = self._answer(until=time.monotonic())
+        if result is None and time.monotonic() >= self._long_until:
+            self._kill()
+            result = Died(reason=f"a long job ends within {self._terms.long_job_s:g} s, and it did not")
+        if result is not None:
+            self._long_until = None
+            # A night's work is done: the child goes now, and not after the moment in which it would wait for more.
+            self._let_go()
+        return result
+
+    def stop(self) -> None:
+        """See `ports.Trainer`."""
+        child = self._child
+        if child is None or not self.busy or child.told_to_stop:
+            return
+        child.told_to_stop = True
+        self._ending = threading.Thread(target=self._end, args=(child,), name="trainer's end", daemon=True)
+        self._ending.start()
+
+    def do(self, job: ShortJob) -> JobResult:
+        """See `ports.Trainer`."""
+        if self.busy:
+            return Died(reason="a short job waits for a long one to end, and one runs")
+        until = time.monotonic() + self._terms.short_job_s
+        self._ask(job, idle=False, until=until)
+        result = self._answer(until=until)
+        if result is None:
+            self._kill()
+            return Died(reason=f"a short job ends within {self._terms.short_job_s:g} s, and it did not")
+        return result
+
+    def take_used(self) -> UsedUp:
+        """See `ports.Trainer`."""
+        self._tidy()
+        total = self._past
+        for child in (*self._leaving, *([self._child] if self._child else [])):
+            total = _sum(total, child.used())
+        used = UsedUp(
+            cpu_s=max(0.0, total.cpu_s - self._reported.cpu_s),
+            written_bytes=max(0, total.written_bytes - self._reported.written_bytes),
+        )
+        self._reported = total
+        return used
+
+    def close(self) -> None:
+        """See `ports.Trainer`. A long job is stopped as `stop` does, and this waits for that: a second at most."""
+        self.stop()
+        if self._ending is not None:
+            self._ending.join()
+        self._long_until = None
+        self._let_go()
+        for child in self._leaving:
+            child.end(LEAVE_S)
+        self._tidy()
+
+    def limits(self, wait_s: float = 10.0) -> tuple[Limit, ...]:
+        """Start a child, or ask the one that runs, which limits took effect; for `edge-runtime doctor`.
+
+        Empty if the child says nothing in time.
+        """
+        if self._child is None:
+            self._child = self._start(idle=True)
+        child, until = self._child, time.monotonic() + wait_s
+        while child.applied is None and time.monotonic() < until and child.receive(until - time.monotonic()):
+            pass
+        found = child.applied.limits if child.applied is not None else ()
+        if not self.busy:
+            self._let_go()
+        return found
+
+    def _start(self, *, idle: bool) -> _Child:
+        terms = self._terms
+        command = [
+            *self._program, "--home", str(self._home), "--runtime", terms.runtime,
+            "--parent", str(os.getpid()), "--ahead", repr(self._clock.now() - time.clock_gettime(time.CLOCK_BOOTTIME)),
+            "--memory", str(terms.memory_bytes), "--linger", repr(terms.linger_s), *(["--idle"] if idle else []),
+        ]  # fmt: skip
+        environment = {
+            **os.environ,
+            # The same packages as here, however this process was started.
+            "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
+            # One thread: each would cost memory of its own, and the person's other cores.
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
+        }
+        return _Child(command, environment)
+
+    def _ask(self, job: Job, *, idle: bool, until: float) -> None:
+        """Send an order; whether it arrived shows when the answer is looked for."""
+        self._tidy()
+        self._numbers += 1
+        self._order = Order(number=self._numbers, job=job)
+        # A child that was about to end by itself takes no order any more; a new one does.
+        self._may_repeat = self._child is not None
+        if self._child is None:
+            self._child = self._start(idle=idle)
+        self._child.send(self._order, until)
+
+    def _answer(self, until: float) -> JobResult | None:
+        """Return the result of the last order; None if it has not come until then."""
+        while True:
+            child = self._child
+            if child is None or self._order is None:
+                return Died(reason="the trainer is gone")
+            whole = child.receive(until - time.monotonic())
+            if child.answers:
+                answer = child.answers.pop(0)
+                if answer.number == self._order.number:
+                    return answer.result
+                child.broken = f"it answered order {answer.number}, and was asked {self._order.number}"
+                whole = False
+            if not whole:
+                ended = self._ended(child)
+                if not (self._may_repeat and child.code == 0 and not child.broken and not child.told_to_stop):
+                    return ended
+                self._may_repeat = False
+                self._child = self._start(idle=self.busy)
+                self._child.send(self._order, time.monotonic() + self._terms.short_job_s)
+            elif time.monotonic() >= until and not child.gone.is_set():
+                return None
+
+    def _ended(self, child: _Child) -> JobResult:
+        """Return what an end without an answer means."""
+        if child.broken:
+            child.signal(signal.SIGKILL)
+        self._let_go()
+        child.end(LEAVE_S)
+        if child.broken:
+            return Died(reason=child.broken)
+        if child.told_to_stop and child.code in (-signal.SIGTERM, -signal.SIGKILL):
+            return Stopped()
+        if child.code is not None and child.code < 0:
+            return Died(reason=f"the trainer was ended by signal {-child.code} ({signal.strsignal(-child.code)})")
+        return Died(reason=f"the trainer ended without an answer, exit status {child.code}")
+
+    def _end(self, child: _Child) -> None:
+        began, used, starved, killed = time.monotonic(), child.used().cpu_s, False, False
+        child.signal(signal.SIGTERM)
+        if not child.gone.wait(ASK_S):
+            starved = True
+            child.signal(signal.SIGSTOP)
+            child.hurry()
+            child.signal(signal.SIGCONT)
+            if not child.gone.wait(GRACE_S):
+                killed = True
+                child.signal(signal.SIGKILL)
+                child.gone.wait()
+        self.last_stop = StopReport(starved, killed, time.monotonic() - began, max(0.0, child.used().cpu_s - used))
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.let_go()
+            self._leaving.append(child)
+
+    def _tidy(self) -> None:
+        """Count in the children that are gone, and end those that do not go by themselves."""
+        for child in list(self._leaving):
+            if time.monotonic() - child.left_at > LEAVE_S:
+                child.end(0.0)
+            if child.gone.is_set():
+                child.end(0.0)
+                self._past = _sum(self._past, child.used())
+                self._leaving.remove(child)
+        if self._child is not None and self._child.gone.is_set() and not self.busy:
+            self._let_go()
+            self._tidy()
+
+
+def _sum(a: UsedUp, b: UsedUp) -> UsedUp:
+    return UsedUp(cpu_s=a.cpu_s + b.cpu_s, written_bytes=a.written_bytes + b.written_bytes)
+
+
+def _cpu_of(process: int) -> float:
+    """Return the CPU seconds of a process's threads, the ended ones too, in ticks of the kernel's clock."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
