@@ -165,8 +165,9 @@ def upload(
             began, receipts, sends = time.monotonic(), [], 0
             first, refused = 0.0, []
             while not receipts or receipts[-1] == "incomplete":
+                this_turn = time.monotonic()
                 report = agent.turn(0.2)
-                first = first or (time.monotonic() if report.update_queued else 0.0)
+                first = first or (this_turn if report.update_queued else 0.0)
                 receipts += report.receipts
                 refused += report.refused
                 sends += report.update_sent

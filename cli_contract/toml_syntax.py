@@ -114,7 +114,7 @@ def _value_remedy(value: str) -> str:
     if value[0] in "“”‘’„«`":
         return 'quotes are straight: "..."'
     if _CLOCK.match(value):
-        return f'a time stands in quotes: "{value}"'
+        return f'a time stands in quotes, like "22:30", got {value}'
     if _WITH_UNIT.match(value):
         return f"a number has no unit; its key says it, got {value[:40]}"
     if re.match(r"[+-]?0\d", value):

@@ -20,7 +20,6 @@ The rules, cheap checks first, nothing of the update is believed before its chec
 `duplicate` and `conflict` (other bytes under one lease) come from what is stored, not from the bytes: see `ingest`.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -34,7 +33,15 @@ from wire_contract import codec, envelope
 from wire_contract.codec import SparseVector
 from wire_contract.errors import ContractError, Malformed, Unsupported, Untrusted
 from wire_contract.index_set import IndexSet
-from wire_contract.messages import CodecPlan, Plan, UpdateHeader, UpdateInit, decode_message, examples_share
+from wire_contract.messages import (
+    CodecPlan,
+    Plan,
+    UpdateHeader,
+    UpdateInit,
+    decode_message,
+    examples_share,
+    lease_id,
+)
 from wire_contract.topics import UpdateTopic
 
 VerdictName = Literal[
@@ -108,7 +115,7 @@ class Arrived:
 
 def update_id_of(device: str, task: str, lease: str) -> str:
     """Return the one id that an update of this lease may have."""
-    return hashlib.sha256(f"{device}|{task}|{lease}".encode("ascii")).hexdigest()[:32]
+    return lease_id(device, task, lease)
 
 
 def open_init(payload: bytes, topic: UpdateTopic, public_key: bytes | None) -> OpenedInit | Verdict:

@@ -4,8 +4,8 @@ The rules:
 - sealed bytes of updates that a step used go after the days that the operator set, or once that many refreshes went out
   after the step's own, whichever comes first; then only the round's partial sums and the verdicts are left. What still
   waits for a step is never deleted;
-- rows of refused updates and uploads that were never finished go after the same days, chunks whose signed init has not
-  come after one;
+- rows of refused updates, uploads that were never finished and the notes of counted evaluation reports go after the
+  same days, chunks whose signed init has not come after one;
 - refreshes are kept for ever, training versions while a device might still start from one, or a replay does;
 - partial sums of the newest steps are kept, and optimizer states of the newest versions.
 """
@@ -45,6 +45,7 @@ def drop_old_rows(records: Records, now: int, retention: Retention) -> None:
         records.drop_states(population.population, old_states)
     records.drop_old_refusals(before)
     records.drop_old_uploads(before)
+    records.drop_old_reports(before)
     records.drop_unclaimed_chunks(now - KEEP_UNCLAIMED_S)
 
 

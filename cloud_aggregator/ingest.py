@@ -30,6 +30,7 @@ from wire_contract.messages import (
     CheckIn,
     Chunk,
     DeviceReport,
+    EvaluationReport,
     ModelRequest,
     Request,
     StatusQuery,
@@ -100,9 +101,9 @@ def _enrolled(group: IntakeGroup, device: str) -> DeviceRecord | None:
     return found if found is not None and found.revoked_at is None else None
 
 
-def read_request(body: bytes) -> CheckIn | StatusQuery | ModelRequest:
+def read_request(body: bytes) -> CheckIn | StatusQuery | ModelRequest | EvaluationReport:
     """Read the body of a device's request. Raises a `ContractError`."""
-    wanted: type[CheckIn | StatusQuery | ModelRequest] = Request  # type: ignore[assignment] # no `type` for mypy yet
+    wanted: type[CheckIn | StatusQuery | ModelRequest | EvaluationReport] = Request  # type: ignore[assignment] # no `type` for mypy yet
     return decode_message(body, wanted)
 
 
@@ -127,6 +128,8 @@ def _take_request(group: IntakeGroup, device: str, payload: bytes) -> None:
         group.put_request(device, "check-in", "", body)
     elif isinstance(request, ModelRequest):
         _put_query(group, device, "model-request", "", body)
+    elif isinstance(request, EvaluationReport):
+        _put_query(group, device, "evaluation", request.report_id, body)
     else:
         _put_query(group, device, "status-query", request.update_id, body)
 

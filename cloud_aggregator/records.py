@@ -14,7 +14,7 @@ from cloud_aggregator.server_optimizer import OptimizerState
 from wire_contract.topics import Track
 
 UpdateState = Literal["open", "received", "judged"]
-RequestKind = Literal["check-in", "status-query", "repeat", "model-request"]
+RequestKind = Literal["check-in", "status-query", "repeat", "model-request", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,44 @@ class ScheduleRecord:
     last_run: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """A version that `devices` devices are asked to evaluate until `deadline`, and the sums of what they reported.
+
+    `silent` reports are of devices with too little text; the last three are sums of squares and products, of which the
+    scatter between devices follows (`evaluations.recall`).
+    """
+
+    task: str
+    population: str
+    version: int
+    sha256: str
+    devices: int
+    minimum_words: int
+    most_words: int
+    asked_at: int
+    deadline: int
+    reports: int = 0
+    silent: int = 0
+    words: int = 0
+    hits1: int = 0
+    hits3: int = 0
+    words_words: int = 0
+    words_hits3: int = 0
+    hits3_hits3: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRecord:
+    """That a lease's report was counted: its body's hash, and none of its counts."""
+
+    task: str
+    device: str
+    lease: str
+    body_sha256: str
+    at: int
+
+
 class Records(Protocol):
     """The operations inside one transaction; lists are in the order that each says."""
 
@@ -261,6 +299,26 @@ class Records(Protocol):
         """End these leases by their updates, where they live."""
 
     def expire_leases(self, task: str, now: int) -> int: ...
+
+    def count_taken(self, task: str) -> int:
+        """Leases that live or were answered."""
+
+    def put_evaluation(self, evaluation: EvaluationRecord) -> None:
+        """Store an evaluation, or its new sums."""
+
+    def evaluation(self, task: str) -> EvaluationRecord | None: ...
+    def evaluations(self, population: str | None) -> list[EvaluationRecord]:
+        """Newest first."""
+
+    def open_evaluations(self, population: str, now: int) -> list[EvaluationRecord]:
+        """Those before their deadline, newest first."""
+
+    def add_report(self, report: ReportRecord) -> None:
+        """Note that a report was counted; a second one of a lease is an error of the program."""
+
+    def report(self, task: str, device: str, lease: str) -> ReportRecord | None: ...
+    def drop_old_reports(self, counted_before: int) -> int:
+        """Delete the notes of reports; the sums stay."""
 
     def add_update(self, update: UpdateRecord) -> int | None:
         """Store a new update and return its id; None if its lease or its very init is already there."""

@@ -18,7 +18,6 @@ The rules:
 - numpy and the interpreter live behind the Trainer port, on a device in a process of its own: never here.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,19 +29,19 @@ from edge_runtime import (
     local_rules,
     night_window,
     personal_task,
-    room,
     session,
     session_row,
 )
-from edge_runtime.adapters import ballast, checkpoints, files, vector_files
+from edge_runtime.adapters import checkpoints, files, vector_files
 from edge_runtime.adapters.database import scrub_file
 from edge_runtime.adapters.example_store import SqliteExampleStore
 from edge_runtime.adapters.ledger_rows import LedgerRows
-from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
+from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.config import Settings
 from edge_runtime.day_keys import StorageKey
 from edge_runtime.eligibility import Decision, Moment, Standing, Usage
+from edge_runtime.home_room import HomeRoom
 from edge_runtime.identity import load, load_enrolled
 from edge_runtime.inbox import Inbox
 from edge_runtime.jobs import Evaluate, LongJob, Personalize, Train
@@ -63,10 +62,10 @@ from edge_runtime.ports import (
     Transport,
     Unreachable,
 )
-from edge_runtime.recut import recut
 from edge_runtime.session import Phase
 from edge_runtime.session_row import SessionRow
 from edge_runtime.turn_report import Notes, TurnReport
+from edge_runtime.upload import Upload
 from edge_runtime.version_keeper import VersionKeeper, name_of
 from edge_runtime.workbench import Workbench
 from wire_contract.errors import ContractError
@@ -130,6 +129,8 @@ class Agent:
             ports.transport, self.identity, self.enrolled.population, ports.trainer.runtime, ports.clock, ports.entropy,
             memory=read_memory(self._store.get(LINK)), remember=self._remember_link, spread_s=settings.spread_s,
         )  # fmt: skip
+        self._upload = Upload(self._store, self._row, self.identity, self._link, settings.chunk_bytes)
+        self.room = HomeRoom(home, self._keeper.slots, settings.ballast_bytes)
         self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove)
         self._state = self._row.load()
         self._saved = self._state
@@ -183,7 +184,7 @@ class Agent:
 
     def turn(self, wait_s: float = 0.0) -> TurnReport:
         """Do what is due now; where a reply is awaited, wait at most `wait_s` real seconds for it."""
-        self._notes = self._link.notes = self._keeper.notes = Notes()
+        self._notes = self._link.notes = self._keeper.notes = self._upload.notes = Notes()
         decision = Decision(may_train=False, may_send=False, reason="its disk fails: room, or another disk, would help")
         try:
             self._recall()
@@ -213,7 +214,8 @@ class Agent:
             # The state on the disk is the last whole one; what could not be written is done again.
             self._notes.refused.append(name_of(e))
             self._doubtful = True
-            self._make_room(e)
+            if isinstance(e, StorageFull):
+                self.room.give_back()
         try:
             self._recall()
             self._save()
@@ -250,21 +252,6 @@ class Agent:
     def _sweep_vectors(self) -> None:
         vector_files.sweep(self.home / "vectors", self._store)
 
-    def _make_room(self, error: Exception) -> None:
-        # What is kept free for this moment; laid out again by `keep_ballast` when there is room.
-        if isinstance(error, StorageFull):
-            with suppress(StorageFailed):
-                ballast.release(self.home)
-
-    def keep_ballast(self) -> None:
-        """Lay out the ballast if there is room; call it at the start and after a night. Raises `StorageFailed`."""
-        ballast.reserve(self.home, self._settings.ballast_bytes, model_bytes=self._model_bytes())
-
-    def _model_bytes(self) -> int:
-        slots = (self.slots.slot("training").current, self.slots.slot("refresh").current)
-        paths = [self.home / "models" / f"{sha256}.tflite" for sha256 in slots if sha256]
-        return max((path.stat().st_size for path in paths if path.exists()), default=0)
-
     def _remember_link(self, memory: LinkMemory) -> None:
         self._store.put(LINK, encode_memory(memory), times_forgotten=self._row.times_forgotten)
 
@@ -297,6 +284,19 @@ class Agent:
     def works(self) -> bool:
         """Whether a training, an evaluation or a personal copy is in the making: then `watch` it."""
         return self._bench.job is not None
+
+    def work_is_over(self) -> bool:
+        """Whether the trainer has answered, so that a turn should follow at once."""
+        return self._bench.over
+
+    @property
+    def lease_until(self) -> float | None:
+        """When the lease of the work in hand ends, in Unix seconds."""
+        return self._lease_until()
+
+    def count_words(self) -> int:
+        """Return how many words of the person's text are stored."""
+        return self._example_store.count_words()
 
     def watch(self) -> None:
         """Look at the conditions while the trainer works, and stop it if one fell; call it several times a second."""
@@ -445,8 +445,8 @@ class Agent:
             case session.FetchBase(offer):
                 return self._declined(offer) or self._keeper.fetch_base(offer, self._draw())
             case session.Train(offer):
-                times, chunk_bytes = self._row.times_forgotten, self._link.chunk_bytes(self._settings.chunk_bytes)
-                if not room.enough(ballast.free_bytes(self.home), self._model_bytes()):
+                times, chunk_bytes = self._row.times_forgotten, self._upload.chunk_bytes
+                if not self.room.for_training():
                     self._notes.refused.append("no_room")
                     return session.NotKept(self._ports.clock.now(), self._draw(), "the disk has no room for a training")
                 return self._begin(Train(offer=offer, times_forgotten=times, chunk_bytes=chunk_bytes))
@@ -458,9 +458,9 @@ class Agent:
             case session.DropTraining():
                 checkpoints.drop(self.home)
             case session.SendUpdate():
-                return self._send(effect)
+                return self._upload.send(effect, self._may_send, self._ports.clock.now(), self._draw())
             case session.GoOn(update_id):
-                self._go_on_sending(update_id)
+                self._upload.go_on(update_id, self._may_send)
             case session.AskStatus(update_id, nonce):
                 now = int(self._ports.clock.now())
                 query = StatusQuery(device=self.identity.device, update_id=update_id, nonce=nonce, sent_at=now)
@@ -494,43 +494,7 @@ class Agent:
             return session.Declined(now, self._draw(), f"this device does not know {', '.join(unknown)}")
         return None
 
-    def _send(self, effect: session.SendUpdate) -> session.Event | None:
-        now = self._ports.clock.now()
-        update = self._outbox.get(effect.update_id)
-        if update is None:
-            return session.Undeliverable(now, self._draw(), "the update is not in the outbox any more")
-        try:
-            if effect.everything or effect.with_init:
-                update = self._fitting(update)
-            self._notes.update_sent = self._link.send(update.pieces(self.identity.device, effect), self._may_send_on)
-        except TooLarge as e:
-            self._notes.refused.append("packet_too_large")
-            return session.Undeliverable(now, self._draw(), str(e))
-        return None
-
-    def _fitting(self, update: QueuedUpdate) -> QueuedUpdate:
-        """Return the update in chunks that this broker takes, cut anew and kept so if need be."""
-        whole = update.pieces(self.identity.device, session.SendUpdate(update.update_id))
-        if all(len(topic) + len(payload) <= self._link.limit_bytes for topic, payload in whole):
-            return update
-        chunk_bytes = self._link.chunk_bytes(self._settings.chunk_bytes)
-        init, chunks = recut(update.init, update.chunks, chunk_bytes, self.identity.key)
-        cut = replace(update, init=init, chunks=chunks)
-        with self._store.transaction() as connection:
-            self._row.refuse_forgotten()
-            self._outbox.remove(connection, update.update_id)
-            self._outbox.put(connection, cut)
-        return cut
-
-    def _go_on_sending(self, update_id: str) -> None:
-        update = self._outbox.get(update_id)
-        if update is not None:
-            rest = self._link.lacking(update.pieces(self.identity.device, session.SendUpdate(update_id)))
-            if rest:
-                self._link.send(rest, self._may_send_on)
-
-    def _may_send_on(self) -> bool:
-        self._row.refuse_forgotten()
+    def _may_send(self) -> bool:
         return self._decide().may_send
 
     def _take(self, received: Received) -> None:

@@ -36,8 +36,22 @@ def build_parser() -> Parser:
     run.add_argument("--once", action="store_true", help="one turn, then print what happened")
     run.add_argument("--wait", metavar="SECONDS", type=float, default=5.0, help="longest wait for a reply (default: 5)")
 
+    run.add_argument("--record", metavar="FILE", type=Path, help="append what the sensors say, for explain --trace")
+
     status = add_command(group, "status", "versions, examples, the session, and why it does not train now", _status)
     doctor = add_command(group, "doctor", "check everything that a night needs, one line each", _doctor)
+
+    explain = add_command(group, "explain", "what stops training now, what would change it, the next window", _explain)
+    explain.add_argument("--trace", metavar="FILE", type=Path, help="what the policy decides on a recorded trace")
+    history = add_command(group, "history", "what it took part in and sent, and what each night used", _history)
+    history.add_argument("--since", metavar="WHEN", default="30d", help="12h, 7d, 4w or 2026-11-01 (default: 30d)")
+    history.add_argument("--limit", metavar="N", type=int, default=20, help="rows of each (default: 20; 0: all)")
+
+    config = group.add_parser("config", help="check the settings, or show what holds").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    config_check = add_command(config, "check", "read settings.toml and name every mistake", _config_check)
+    config_show = add_command(config, "show", "every setting, and where it comes from", _config_show)
 
     forget = add_command(group, "forget", "delete a word, or everything that was learned from this person", _forget)
     what = forget.add_mutually_exclusive_group(required=True)
@@ -62,7 +76,7 @@ def build_parser() -> Parser:
     conformance.add_argument("results", metavar="RESULTS.npz", type=Path, help="gets case/I/output/NAME")
     _add_runtime(conformance)
 
-    for command in (enrol, run, status, doctor, forget, add):
+    for command in (enrol, run, status, doctor, explain, history, config_check, config_show, forget, add):
         command.add_argument(
             "--home", metavar="DIR", type=Path, default=default_home(),
             help=f"the device's home (default: ${HOME_VARIABLE} or ~/.local/share/edge-runtime)",
@@ -85,7 +99,7 @@ def _enrol(arguments: argparse.Namespace) -> Result:
 def _run(arguments: argparse.Namespace) -> Result:
     from edge_runtime import device_commands
 
-    return device_commands.run(arguments.home, once=arguments.once, wait_s=arguments.wait)
+    return device_commands.run(arguments.home, once=arguments.once, wait_s=arguments.wait, record=arguments.record)
 
 
 def _status(arguments: argparse.Namespace) -> Result:
@@ -98,6 +112,32 @@ def _doctor(arguments: argparse.Namespace) -> Result:
     from edge_runtime import doctor
 
     return doctor.examine(arguments.home)
+
+
+def _explain(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import explain_commands
+
+    if arguments.trace is not None:
+        return explain_commands.explain_trace(arguments.home, arguments.trace)
+    return explain_commands.explain_now(arguments.home)
+
+
+def _history(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import history
+
+    return history.history(arguments.home, arguments.since, arguments.limit)
+
+
+def _config_check(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import config_commands
+
+    return config_commands.check(arguments.home)
+
+
+def _config_show(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import config_commands
+
+    return config_commands.show(arguments.home)
 
 
 def _forget(arguments: argparse.Namespace) -> Result:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -14,22 +15,20 @@ from typing import TextIO
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result
-from cli_contract.settings import load_settings
-from edge_runtime import eligibility, identity
+from edge_runtime import identity
 from edge_runtime.adapters import enrolment
-from edge_runtime.adapters.files import write_atomically
+from edge_runtime.adapters.files import sweep_litter, write_atomically
+from edge_runtime.adapters.sensors.recorder import RecordingSensors
 from edge_runtime.agent import Agent
-from edge_runtime.config import Settings
-from edge_runtime.policy_settings import SettingsInvalid
+from edge_runtime.config import SETTINGS_FILE, read_settings
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError, Unreachable
 from edge_runtime.trust import ManifestRefused
-from edge_runtime.turn_report import TurnReport
+from edge_runtime.turn_report import TurnReport, merge
 from edge_runtime.wiring import real_ports
 from wire_contract.errors import ContractError
 
-SETTINGS_FILE = "settings.toml"
 RESTING_S = 30.0
 BUSY_S = 1.0
 # How soon a condition that fell is noticed while the trainer works: a stop takes a quarter of a second at most.
@@ -37,22 +36,19 @@ WATCH_S = 0.05
 MAX_TOKEN_CHARACTERS = 200
 
 
-def read_settings(home: Path) -> Settings:
-    """Return the home's settings; the defaults where there is no file. Raises `CommandError` (exit 2)."""
-    path = home / SETTINGS_FILE
-    settings = load_settings(path, Settings) if path.exists() else Settings()
-    try:
-        settings.policy.as_policy()
-    except SettingsInvalid as e:
-        raise CommandError(f"{path}: {e}", exit_code=ExitCode.USAGE, code="BAD_CONFIG") from e
-    return settings
-
-
-def open_agent(home: Path) -> Agent:
-    """Return the agent of an enrolled home. Raises `CommandError`."""
+def open_agent(home: Path, record: Path | None = None) -> Agent:
+    """Return the agent of an enrolled home; `record` is the trace that its looks go into. Raises `CommandError`."""
     settings = read_settings(home)
     try:
-        return Agent(home, settings, real_ports(home, settings))
+        ports = real_ports(home, settings)
+        if record is None:
+            return Agent(home, settings, ports)
+        recorder = RecordingSensors(
+            ports.sensors, ports.clock, record,
+            usage=lambda now: agent.usage(now), training=lambda: agent.works, lease_until=lambda: agent.lease_until,
+        )  # fmt: skip
+        agent = Agent(home, settings, replace(ports, sensors=recorder))
+        return agent
     except NotEnrolled as e:
         raise _not_enrolled(str(e)) from e
     except PortError as e:
@@ -60,7 +56,8 @@ def open_agent(home: Path) -> Agent:
 
 
 @contextmanager
-def _opened(home: Path) -> Iterator[Agent]:
+def opened(home: Path) -> Iterator[Agent]:
+    """Open the home's agent for a command beside it: nothing is saved on leaving. Raises `CommandError`."""
     agent = open_agent(home)
     try:
         yield agent
@@ -121,13 +118,15 @@ def _read_token(token_file: str) -> str:
         raise CommandError(f"{token_file}: cannot be read: {e}", code="NO_TOKEN") from e
 
 
-def run(home: Path, *, once: bool, wait_s: float) -> Result:
-    """Turn until told to stop (SIGTERM, Ctrl-C), or once."""
+def run(home: Path, *, once: bool, wait_s: float, record: Path | None = None) -> Result:
+    """Turn until told to stop (SIGTERM, Ctrl-C), or once. With `record`, what the sensors say goes into a trace."""
     lock = _lock(home)
-    agent = open_agent(home)
+    sweep_litter(home)
+    agent = open_agent(home, record)
+    _keep_room(agent)
     if once:
         try:
-            return Result(_as_data(agent.turn(wait_s)))
+            return Result(_as_data(_once(agent, wait_s)))
         finally:
             agent.close()
             lock.close()
@@ -153,6 +152,25 @@ def run(home: Path, *, once: bool, wait_s: float) -> Result:
     return Result({"turns": turns, "phase": agent.state.phase.value})
 
 
+def _once(agent: Agent, wait_s: float) -> TurnReport:
+    """Take a turn; if the trainer works then, see it to its end, and take another one."""
+    reports = [agent.turn(wait_s)]
+    while agent.works:
+        time.sleep(WATCH_S)
+        agent.watch()
+        if agent.work_is_over():
+            reports.append(agent.turn(wait_s))
+    return merge(reports)
+
+
+def _keep_room(agent: Agent) -> None:
+    try:
+        agent.room.keep()
+    except PortError as e:
+        # A home without a ballast works; a disk that is broken says so at the first write.
+        sys.stderr.write(f"no room is kept for a full disk: {e}\n")
+
+
 def _pause(agent: Agent, stop: threading.Event, pause_s: float) -> None:
     """Wait for the next turn; while the trainer works, look at the conditions several times a second."""
     end = time.monotonic() + pause_s
@@ -162,6 +180,8 @@ def _pause(agent: Agent, stop: threading.Event, pause_s: float) -> None:
             return
         stop.wait(min(left, WATCH_S))
         agent.watch()
+        if agent.work_is_over():
+            return
 
 
 def _lock(home: Path) -> TextIO:
@@ -187,30 +207,32 @@ def _as_data(report: TurnReport) -> dict[str, object]:
 
 def status(home: Path) -> Result:
     """Say what the device holds and why it does not train now; asks nobody."""
-    with _opened(home) as agent:
+    from edge_runtime.energy import watt_hours
+    from edge_runtime.explain_commands import look
+
+    with opened(home) as agent:
         settings = read_settings(home)
         ports = real_ports(home, settings)
-        now, policy = ports.clock.now(), settings.policy.as_policy()
-        usage = agent.usage(now)
-        moment = eligibility.Moment(now, ports.clock.elapsed(), ports.clock.trusted())
-        _, decision = eligibility.decide(
-            eligibility.Standing(), ports.sensors.read(now), policy, usage, moment, training=False
-        )
+        usage, told = agent.usage(ports.clock.now()), look(agent, settings, ports)
         versions = {track: agent.slots.slot(track).version for track in ("training", "refresh")}
         return Result(
             {
                 "device": agent.identity.device,
                 "population": agent.enrolled.population,
                 "phase": agent.state.phase.value,
-                "may_train": decision.may_train,
-                "may_send": decision.may_send,
-                "reason": decision.reason,
+                "may_train": told.decision.may_train,
+                "may_send": told.decision.may_send,
+                "reason": told.decision.reason,
                 "versions": versions,
-                "examples_words": agent.examples.count_words(),
+                "examples_words": agent.count_words(),
                 "own_words": len(agent.examples.new_words()),
                 "updates_waiting": len(agent.updates_waiting()),
                 "training_s_tonight": round(usage.training_s, 1),
+                "cpu_s_tonight": round(usage.cpu_s, 1),
+                "energy_wh_tonight": round(watt_hours(usage.cpu_s, settings.policy.watts), 3),
                 "sent_bytes_tonight": usage.sent_bytes,
+                "written_bytes_tonight": usage.written_bytes,
+                "starts_tonight": usage.starts,
                 "runtime": ports.trainer.runtime,
             }
         )
@@ -223,7 +245,7 @@ def forget(home: Path, word: str | None, *, yes: bool) -> Result:
     """
     if word is None and not yes:
         _confirm()
-    with _opened(home) as agent:
+    with opened(home) as agent:
         if word is not None:
             return Result({"word": word, "sentences_deleted": agent.forget_word(word)})
         return Result({"words_deleted": agent.forget_everything()})
@@ -243,7 +265,7 @@ def _confirm() -> None:
 
 def add(home: Path, text: str, *, learn: bool) -> Result:
     """Put text into the example store."""
-    with _opened(home) as agent:
+    with opened(home) as agent:
         if agent.examples.vocabulary is None:
             raise CommandError(
                 "there is no model yet, so no vocabulary to filter by",

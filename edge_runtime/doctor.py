@@ -16,15 +16,15 @@ from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result, table
 from edge_runtime import identity
 from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
+from edge_runtime.adapters.lazy_runtime import runtime_name
 from edge_runtime.adapters.sensors.linux import LinuxSensors
-from edge_runtime.config import Settings
-from edge_runtime.device_commands import open_agent, read_settings
+from edge_runtime.config import Settings, read_settings
+from edge_runtime.device_commands import open_agent
 from edge_runtime.eligibility import Moment, Policy, Reading, Readings, Standing, Stop, Usage
 from edge_runtime.explanation import explain
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError
-from edge_runtime.wiring import LazyRuntime
 
 FREE_BYTES = 32 * 1024 * 1024
 CONNECT_S = 3.0
@@ -91,7 +91,7 @@ def _disk(home: Path) -> str:
 
 
 def _interpreter(settings: Settings) -> str:
-    name = LazyRuntime(settings).name
+    name = runtime_name(settings.runtime)
     if name == "none":
         raise _Amiss("none installed: pip install ai-edge-litert, or tflite-runtime on Python 3.11")
     return name

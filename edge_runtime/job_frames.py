@@ -23,10 +23,9 @@ class Limit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True):
-    """All limits, and the cgroup directories to remove when the process is gone."""
+    """All limits of a trainer."""
 
     limits: tuple[Limit, ...]
-    cgroups: tuple[str, ...] = ()
 
 
 MAX_FRAME_BYTES: Final = 2 * MAX_JOB_BYTES

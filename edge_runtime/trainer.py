@@ -48,7 +48,7 @@ class CarriedClock:
         """The supervisor begins no job by a clock that it does not believe."""
         return True
 
-    def prove(self, server_time: float) -> None:
+    def prove(self, server_time: float, *, fresh: bool) -> None:
         """No message of a server comes here."""
 
 
@@ -115,26 +115,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--ahead", type=float, required=True, metavar="SECONDS")
     parser.add_argument("--memory", type=int, required=True, metavar="BYTES")
+    parser.add_argument("--held-out", type=float, required=True, metavar="SHARE")
     parser.add_argument("--linger", type=float, required=True, metavar="SECONDS")
-    parser.add_argument("--idle", action="store_true")
+    parser.add_argument("--priority", choices=("ordinary", "background", "idle"), required=True)
     return parser
 
 
 def serve(arguments: argparse.Namespace, pipes: Pipes, stop: StopAsked) -> None:
     """Do what comes, until nothing more does."""
-    applied = process_limits.apply(parent=arguments.parent, memory_bytes=arguments.memory, idle=arguments.idle)
-    idle = arguments.idle
+    priority = arguments.priority
+    applied = process_limits.apply(parent=arguments.parent, memory_bytes=arguments.memory, priority=priority)
     pipes.send(applied)
     runner = JobRunner(
-        arguments.home, LazyRuntime(arguments.runtime), identity.system_entropy, CarriedClock(arguments.ahead)
-    )
+        arguments.home, LazyRuntime(arguments.runtime), identity.system_entropy, CarriedClock(arguments.ahead),
+        arguments.held_out,
+    )  # fmt: skip
     while not stop:
         order = pipes.next_order(arguments.linger)
         if order is None:
             break
         began = time.process_time()
-        if isinstance(order.job, Train | Evaluate | Personalize) and not idle:
-            applied, idle = process_limits.be_idle(applied, arguments.memory), True
+        if isinstance(order.job, Train | Evaluate | Personalize) and priority == "background":
+            applied, priority = process_limits.be_idle(applied, arguments.memory), "idle"
             pipes.send(applied)
         result = runner.run(order.job, lambda: not stop and not pipes.hung_up) if not stop else Stopped()
         used = UsedUp(cpu_s=time.process_time() - began, written_bytes=files.take_written_bytes())

@@ -1,6 +1,7 @@
 """What happened in one turn of the agent: collected while it runs, frozen when it ends."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,22 @@ class Notes:
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
         )
+
+
+def merge(reports: Sequence[TurnReport]) -> TurnReport:
+    """Return one report of several turns in a row: what happened in any, sums of bytes and steps, the last phase."""
+    return replace(
+        reports[-1],
+        checked_in=any(report.checked_in for report in reports),
+        turned_away=next((report.turned_away for report in reports if report.turned_away), ""),
+        training_steps=sum(report.training_steps for report in reports),
+        interrupted=any(report.interrupted for report in reports),
+        update_queued=next((report.update_queued for report in reports if report.update_queued), ""),
+        personal=next((report.personal for report in reports if report.personal), ""),
+        update_sent=any(report.update_sent for report in reports),
+        receipts=tuple(verdict for report in reports for verdict in report.receipts),
+        versions=tuple(version for report in reports for version in report.versions),
+        refused=tuple(name for report in reports for name in report.refused),
+        bytes_up=sum(report.bytes_up for report in reports),
+        bytes_down=sum(report.bytes_down for report in reports),
+    )

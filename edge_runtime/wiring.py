@@ -1,79 +1,36 @@
 """Which adapters a real device runs with."""
 
-import importlib.util
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge_runtime import identity
-from edge_runtime.adapters.clock import SystemClock
+from edge_runtime.adapters.child_trainer import ChildTrainer, TrainerTerms
+from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
 from edge_runtime.adapters.downloads import HttpDownloads
 from edge_runtime.adapters.in_process_trainer import InProcessTrainer
+from edge_runtime.adapters.lazy_runtime import LazyRuntime
 from edge_runtime.adapters.mqtt import MqttTransport
-from edge_runtime.adapters.sensors.files import FileSensors
+from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.agent import Ports
 from edge_runtime.config import Settings
-from edge_runtime.ports import SignatureRunner
-
-if TYPE_CHECKING:
-    from edge_runtime.adapters.interpreter import InterpreterRuntime
-
-PACKAGES = {"litert": ("ai_edge_litert", "ai-edge-litert"), "tflite": ("tflite_runtime", "tflite-runtime")}
-
-
-class LazyRuntime:
-    """Implements ModelRuntime; loads numpy and the interpreter at the first model: an idle device stays small."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._wanted = settings.runtime
-        self._loaded: InterpreterRuntime | None = None
-
-    def _runtime(self) -> "InterpreterRuntime":
-        if self._loaded is None:
-            from edge_runtime.adapters.interpreter import InterpreterRuntime
-
-            self._loaded = InterpreterRuntime(self._wanted)
-        return self._loaded
-
-    @property
-    def name(self) -> str:
-        """Which interpreter and version, found without loading it."""
-        for short in ("litert", "tflite") if self._wanted == "auto" else (self._wanted,):
-            module, package = PACKAGES[short]
-            if importlib.util.find_spec(module) is not None:
-                try:
-                    return f"{short} {version(package)}"
-                except PackageNotFoundError:
-                    return short
-        return "none"
-
-    def template(self, template_sha256: str, read: Callable[[], bytes]) -> SignatureRunner:
-        """See `ports.ModelRuntime`."""
-        return self._runtime().template(template_sha256, read)
-
-    def version(self, sha256: str, read: Callable[[], bytes]) -> SignatureRunner:
-        """See `ports.ModelRuntime`."""
-        return self._runtime().version(sha256, read)
-
-    def checked(self, sha256: str) -> bool:
-        """See `ports.ModelRuntime`."""
-        return self._runtime().checked(sha256)
-
-    def mark_checked(self, sha256: str) -> None:
-        """See `ports.ModelRuntime`."""
-        self._runtime().mark_checked(sha256)
+from edge_runtime.ports import Clock, Trainer
 
 
 def real_ports(home: Path, settings: Settings) -> Ports:
     """Return the ports of an enrolled device. Raises `identity.NotEnrolled`, `Unreachable` for a bad broker address."""
     enrolled = identity.load_enrolled(home)
-    clock = SystemClock()
+    clock = SystemClock(home / FLOOR_FILE, trust_rtc=settings.policy.clock == "rtc")
     return Ports(
         clock=clock,
-        sensors=FileSensors(Path(settings.sensors_root)),
-        transport=MqttTransport(enrolled.broker_url, enrolled.device),
+        sensors=LinuxSensors(Path(settings.sensors_root)),
+        transport=MqttTransport(enrolled.broker_url, enrolled.device, ca_file=settings.broker_ca),
         downloads=HttpDownloads(),
-        trainer=InProcessTrainer(home, LazyRuntime(settings), identity.system_entropy, clock),
+        trainer=_trainer(home, settings, clock),
         entropy=identity.system_entropy,
     )
+
+
+def _trainer(home: Path, settings: Settings, clock: Clock) -> Trainer:
+    if settings.trainer == "child":
+        return ChildTrainer(home, clock, TrainerTerms(runtime=settings.runtime, held_out_share=settings.held_out_share))
+    runtime = LazyRuntime(settings.runtime)
+    return InProcessTrainer(home, runtime, identity.system_entropy, clock, settings.held_out_share)

@@ -58,6 +58,7 @@ class Workbench:
         self._budget = budget
         self._clock = clock
         self._job: LongJob | None = None
+        self._result: JobResult | None = None
 
     @property
     def runtime(self) -> str:
@@ -85,13 +86,19 @@ class Workbench:
             self._budget.end_training(self._clock.now())
             raise
 
+    @property
+    def over(self) -> bool:
+        """Whether the long job has its result."""
+        if self._job is not None and self._result is None:
+            self._result = self._trainer.poll()
+        return self._result is not None
+
     def collect(self) -> tuple[LongJob, JobResult] | None:
         """Return the long job that is over, and its result."""
-        job = self._job
-        result = None if job is None else self._trainer.poll()
-        if job is None or result is None:
+        if not self.over or self._job is None or self._result is None:
             return None
-        self._job = None
+        job, result = self._job, self._result
+        self._job = self._result = None
         self._budget.end_training(self._clock.now())
         self._take_used()
         return job, result
@@ -144,7 +151,7 @@ class Workbench:
 
     def close(self) -> None:
         """End the trainer; a job that ran is stopped as its rules say."""
-        self._job = None
+        self._job = self._result = None
         self._trainer.close()
 
 

@@ -12,8 +12,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +27,7 @@ from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import Settings
 from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.session import Phase
-from edge_runtime.turn_report import TurnReport
+from edge_runtime.turn_report import TurnReport, merge
 from fleet_simulator.clock import VirtualClock
 from fleet_simulator.control import (
     Asked,
@@ -255,21 +255,6 @@ class Worker:
             device.agent.close()
         used = resource.getrusage(resource.RUSAGE_SELF)
         return Left(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
-
-
-def merge(reports: Sequence[TurnReport]) -> TurnReport:
-    """Return one report of several turns in a row: what happened in any, sums of bytes and steps, the last phase."""
-    return replace(
-        reports[-1],
-        checked_in=any(report.checked_in for report in reports),
-        turned_away=next((report.turned_away for report in reports if report.turned_away), ""),
-        training_steps=sum(report.training_steps for report in reports),
-        interrupted=any(report.interrupted for report in reports),
-        update_queued=next((report.update_queued for report in reports if report.update_queued), ""),
-        update_sent=any(report.update_sent for report in reports),
-        receipts=tuple(verdict for report in reports for verdict in report.receipts),
-        bytes_up=sum(report.bytes_up for report in reports),
-    )
 
 
 def short_reason(reason: str) -> str:

@@ -7,7 +7,7 @@ The rules:
   processes never deadlock half-way, and what a transaction has read stays true until it ends;
 - a block that only reads sees one moment of the database, however long it takes;
 - the file is readable by its owner only: it names devices and holds the service's seed;
-- a database of another schema version is refused by name and left as it is;
+- a database of another schema version is refused by name and left as it is; one that only lacks tables gets them;
 - a value that the database cannot hold is told apart from storage that fails: only the latter is worth another try;
 - user and password of a database's URL are in no message.
 """
@@ -49,17 +49,26 @@ class SqlDatabase:
         try:
             # Read first: what only reads takes no lock of a running service.
             found = self._found_schema()
-            if found is None:
-                schema.metadata.create_all(self._engine)
         except SQLAlchemyError as e:
             shown = without_credentials(str(self._engine.url))
             raise StorageFailed(f"the database {shown!r} cannot be opened: {printable(str(e))}") from e
-        if found is None:
-            with self.transaction() as records:
-                found = records.meta("schema") or schema.SCHEMA
-                records.set_meta("schema", found)
+        if found is None or found in schema.ADDED_TO:
+            found = self._found_or_add()
         if found != schema.SCHEMA:
             raise Refused(f"this program reads database schema {schema.SCHEMA.decode()}, got {found.decode()}")
+
+    def _found_or_add(self) -> bytes:
+        try:
+            schema.metadata.create_all(self._engine)
+        except SQLAlchemyError as e:
+            raise StorageFailed(f"the database's new tables cannot be made: {printable(str(e))}") from e
+        with self.transaction() as records:
+            # Another process may have been faster, and of another program.
+            found = records.meta("schema")
+            if found is None or found in schema.ADDED_TO:
+                records.set_meta("schema", schema.SCHEMA)
+                return schema.SCHEMA
+            return found
 
     @classmethod
     def in_folder(cls, folder: Path) -> "SqlDatabase":

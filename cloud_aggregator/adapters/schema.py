@@ -4,7 +4,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA: Final = b"3"
+SCHEMA: Final = b"4"
+# Earlier schemas that lack nothing but tables: opening a database makes them.
+ADDED_TO: Final = frozenset({b"3"})
 
 metadata = sa.MetaData()
 
@@ -97,6 +99,38 @@ leases = sa.Table(
     sa.Column("state", sa.String(10), nullable=False),
     sa.Index("leases_by_device", "task", "device"),
     sa.Index("leases_by_state", "task", "state", "deadline"),
+)
+
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    sa.Column("task", sa.String(16), primary_key=True),
+    sa.Column("population", sa.String(40), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("devices", sa.BigInteger, nullable=False),
+    sa.Column("minimum_words", sa.BigInteger, nullable=False),
+    sa.Column("most_words", sa.BigInteger, nullable=False),
+    sa.Column("asked_at", sa.BigInteger, nullable=False),
+    sa.Column("deadline", sa.BigInteger, nullable=False),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in (
+            "reports", "silent", "words", "hits1", "hits3", "words_words", "words_hits3", "hits3_hits3"
+        )  # fmt: skip
+    ),
+    sa.Index("evaluations_by_deadline", "population", "deadline"),
+)
+
+# That a lease's report was counted. Its counts are in the sums above and nowhere else.
+evaluation_reports = sa.Table(
+    "evaluation_reports",
+    metadata,
+    sa.Column("task", sa.String(16), primary_key=True),
+    sa.Column("device", sa.String(32), primary_key=True),
+    sa.Column("lease", sa.String(32), primary_key=True),
+    sa.Column("body_sha256", sa.String(64), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
 )
 
 updates = sa.Table(

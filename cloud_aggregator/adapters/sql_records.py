@@ -1,6 +1,6 @@
 """`records.Records` on one SQLAlchemy connection: enrolment, leases, versions and what the operator sees.
 
-The updates and their chunks are in `sql_updates`, which this class builds on.
+The updates and their chunks are in `sql_updates`, evaluations in `sql_evaluations`; this class builds on both.
 """
 
 from collections import Counter
@@ -11,7 +11,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from cloud_aggregator.adapters import schema as t
-from cloud_aggregator.adapters.sql_updates import SqlUpdates, in_parts
+from cloud_aggregator.adapters.sql_evaluations import SqlEvaluations
+from cloud_aggregator.adapters.sql_updates import in_parts
 from cloud_aggregator.labels import printable
 from cloud_aggregator.leases import Lease, LeaseState
 from cloud_aggregator.records import (
@@ -32,7 +33,7 @@ from wire_contract.topics import Track
 MAX_EVENTS = 10_000
 
 
-class SqlRecords(SqlUpdates):
+class SqlRecords(SqlEvaluations):
     """One transaction's operations."""
 
     def meta(self, key: str) -> bytes | None:

@@ -39,10 +39,16 @@ _BLOCK_BYTES = 512
 
 
 class TrainerTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """How much a trainer may take. `memory_bytes` is private memory (the reference model takes 75 to 105 MB)."""
+    """What the settings say, and how much a trainer may take.
+
+    `memory_bytes` is private memory (docs/trainer.md says what a night takes). `gives_way` puts long jobs behind
+    everybody else; without it they run like any other process, on a machine that has nothing else to do.
+    """
 
     runtime: RuntimeName = "auto"
+    held_out_share: float = 0.0
     memory_bytes: int = 256 * 1024 * 1024
+    gives_way: bool = True
     long_job_s: float = 3 * 3600.0
     short_job_s: float = 120.0
     linger_s: float = 1.0
@@ -106,7 +112,7 @@ class _Child:
         """Let it run like any other process."""
         with self._lock:
             if self.code is None:
-                process_limits.hurry(self.pid, self.applied.cgroups if self.applied else ())
+                process_limits.hurry(self.pid)
 
     def used(self) -> UsedUp:
         """Return the child's CPU seconds so far, and what it has written: by its own word, or by the kernel's where
@@ -170,8 +176,7 @@ class _Child:
         if not self.gone.wait(wait_s):
             self.signal(signal.SIGKILL)
             self.gone.wait()
-        if self.applied is not None:
-            process_limits.remove_cgroups(self.applied.cgroups)
+        process_limits.remove_cgroups(self.pid)
 
 
 class ChildTrainer:
@@ -295,10 +300,12 @@ class ChildTrainer:
 
     def _start(self, *, idle: bool) -> _Child:
         terms = self._terms
+        priority = "ordinary" if not terms.gives_way else "idle" if idle else "background"
         command = [
             *self._program, "--home", str(self._home), "--runtime", terms.runtime,
             "--parent", str(os.getpid()), "--ahead", repr(self._clock.now() - time.clock_gettime(time.CLOCK_BOOTTIME)),
-            "--memory", str(terms.memory_bytes), "--linger", repr(terms.linger_s), *(["--idle"] if idle else []),
+            "--held-out", repr(terms.held_out_share), "--memory", str(terms.memory_bytes),
+            "--linger", repr(terms.linger_s), "--priority", priority,
         ]  # fmt: skip
         environment = {
             **os.environ,
@@ -351,7 +358,8 @@ class ChildTrainer:
         child.end(LEAVE_S)
         if child.broken:
             return Died(reason=child.broken)
-        if child.told_to_stop and child.code in (-signal.SIGTERM, -signal.SIGKILL):
+        if child.told_to_stop and child.code in (0, -signal.SIGTERM, -signal.SIGKILL):
+            # Before its first step, or after its grace.
             return Stopped()
         if child.code is not None and child.code < 0:
             return Died(reason=f"the trainer was ended by signal {-child.code} ({signal.strsignal(-child.code)})")

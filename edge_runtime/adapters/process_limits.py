@@ -8,12 +8,14 @@
     nice             19
     idle CPU         SCHED_IDLE: runs when nobody else wants to
     idle disk        the idle class of I/O, where the disk's scheduler knows classes
-    own cgroup       the kernel's weight and memory limit for it, in v2 or v1, where the directory may be written
+    own cgroup       the kernel's weight and memory limit for it, in v2 or v1, where the group was delegated to us
 
 The rules:
 - what a system does not allow or does not know is reported by name and is no error: each of them is one more net;
 - a cgroup of its own is used only with its weight lowered: within a group of ordinary weight SCHED_IDLE means nothing,
   for it ranks a process among those of its own group;
+- a cgroup is made only inside one that is ours: systemd marks it (`Delegate=yes` sets the attribute "user.delegate"), or
+  an ordinary user owns it. Root may write anywhere, and keeps out of what others manage;
 - `hurry` undoes what starves a process that has to write its checkpoint: the supervisor calls it, after stopping it.
 Unprivileged processes may not leave SCHED_IDLE (Linux asks for a nice value that RLIMIT_NICE grants): then `hurry` says
 so, and the process has its second of wall-clock time all the same.
@@ -24,13 +26,16 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from edge_runtime.job_frames import Applied, Limit
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "armv7l": 314, "armv6l": 314, "i686": 289}
 _IOPRIO_IDLE = 3 << 13
+Priority = Literal["ordinary", "background", "idle"]
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_PREFIX = "edge-runtime-trainer-"
 OPEN_FILES = 256
@@ -43,35 +48,40 @@ def _tried(name: str, change: Callable[[], str]) -> Limit:
         return Limit(name, False, str(e) or type(e).__name__)
 
 
-def apply(*, parent: int, memory_bytes: int, idle: bool, cgroup_root: Path = CGROUP_ROOT) -> Applied:
-    """Limit this process; `idle` also takes it behind everybody else, for a long job."""
+def apply(*, parent: int, memory_bytes: int, priority: Priority, cgroup_root: Path = CGROUP_ROOT) -> Applied:
+    """Limit this process. `background` is nice, for short jobs; `idle` is behind all others; `ordinary` is neither."""
     limits = [
         _tried("parent death", lambda: _die_with(parent)),
         _tried("no privileges", lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1, "for good")),
         _tried("core dumps", lambda: _limit(resource.RLIMIT_CORE, 0)),
         _tried("memory", lambda: _limit(resource.RLIMIT_DATA, memory_bytes)),
         _tried("open files", lambda: _limit(resource.RLIMIT_NOFILE, OPEN_FILES)),
-        _tried("nice", _be_nice),
     ]
-    if not idle:
-        return Applied(tuple(limits))
-    return be_idle(Applied(tuple(limits)), memory_bytes, cgroup_root)
+    if priority != "ordinary":
+        limits.append(_tried("nice", _be_nice))
+    applied = Applied(tuple(limits))
+    return be_idle(applied, memory_bytes, cgroup_root) if priority == "idle" else applied
 
 
 def be_idle(before: Applied, memory_bytes: int, cgroup_root: Path = CGROUP_ROOT) -> Applied:
     """Take this process behind everybody else; return the limits, old and new."""
-    cgroups, of_groups = _own_cgroups(cgroup_root, memory_bytes)
-    limits = (*before.limits, _tried("idle CPU", _idle_cpu), _tried("idle disk", _idle_disk), *of_groups)
-    return Applied(limits, (*before.cgroups, *cgroups))
+    groups = (
+        _tried(f"own {name} cgroup", partial(_own_cgroup, cgroup_root, name, settings))
+        for name, settings in (
+            ("cpu", {"cpu.idle": "1", "cpu.weight": "1", "cpu.shares": "2"}),
+            ("memory", {"memory.max": str(memory_bytes), "memory.limit_in_bytes": str(memory_bytes)}),
+        )
+    )
+    return Applied((*before.limits, _tried("idle CPU", _idle_cpu), _tried("idle disk", _idle_disk), *groups))
 
 
-def hurry(process: int, cgroups: tuple[str, ...]) -> bool:
+def hurry(process: int, cgroup_root: Path = CGROUP_ROOT) -> bool:
     """Let a process that was behind everybody else run like any other; return whether the system allows it."""
-    for group in cgroups:
+    for group in _cgroups_of(process, cgroup_root):
         for name, value in (("cpu.idle", "0"), ("cpu.weight", "100"), ("cpu.shares", "1024")):
             with suppress(OSError):
-                if (Path(group) / name).exists():
-                    (Path(group) / name).write_text(value)
+                if (group / name).exists():
+                    (group / name).write_text(value)
     try:
         os.sched_setscheduler(process, os.SCHED_OTHER, os.sched_param(0))
     except (OSError, AttributeError):
@@ -81,11 +91,11 @@ def hurry(process: int, cgroups: tuple[str, ...]) -> bool:
     return True
 
 
-def remove_cgroups(cgroups: tuple[str, ...]) -> None:
-    """Remove the directories of a process that is gone."""
-    for group in cgroups:
+def remove_cgroups(process: int, cgroup_root: Path = CGROUP_ROOT) -> None:
+    """Remove the directories of a trainer that is gone; the supervisor calls it, whose group they lie in."""
+    for group in _cgroups_of(process, cgroup_root):
         with suppress(OSError):
-            Path(group).rmdir()
+            group.rmdir()
 
 
 def _libc_call(function: str, *arguments: int) -> None:
@@ -135,60 +145,69 @@ def _idle_disk() -> str:
     return "class idle"
 
 
-def _own_cgroups(root: Path, memory_bytes: int) -> tuple[tuple[str, ...], list[Limit]]:
-    """Move this process into groups of its own; return their directories and what came of it."""
-    made: list[str] = []
-    limits = []
-    for name, settings in (
-        ("cpu", (("cpu.idle", "1"), ("cpu.weight", "1"), ("cpu.shares", "2"))),
-        ("memory", (("memory.max", str(memory_bytes)), ("memory.limit_in_bytes", str(memory_bytes)))),
-    ):
-        limits.append(_tried(f"own {name} cgroup", lambda name=name, s=settings: _own_cgroup(root, name, s, made)))  # type: ignore[misc]
-    return tuple(made), limits
-
-
-def _own_cgroup(root: Path, controller: str, settings: tuple[tuple[str, str], ...], made: list[str]) -> str:
-    parent = _cgroup_of(root, controller)
-    _sweep_cgroups(parent)
+def _own_cgroup(root: Path, controller: str, settings: dict[str, str]) -> str:
+    parent = _cgroup_of(root, controller, Path("/proc/self/cgroup").read_text())
+    if not _is_ours(parent):
+        raise PermissionError(f"{parent} was not delegated to this user")
+    # What a trainer left whose supervisor was killed; one that is in use cannot be removed.
+    for left in parent.glob(f"{CGROUP_PREFIX}*"):
+        with suppress(OSError):
+            left.rmdir()
     group = parent / f"{CGROUP_PREFIX}{os.getpid()}"
     group.mkdir(exist_ok=True)
-    done = []
-    for name, value in settings:
-        with suppress(OSError):
-            if (group / name).exists():
-                (group / name).write_text(value)
-                done.append(f"{name} {value}")
-    if not done:
-        with suppress(OSError):
-            group.rmdir()
-        raise OSError(f"the {controller} controller is not there for {parent}")
     try:
+        done = [name for name, value in settings.items() if _written(group / name, value)]
+        if not done:
+            raise OSError(f"the {controller} controller is not there for {parent}")
         (group / "cgroup.procs").write_text(str(os.getpid()))
     except OSError:
         with suppress(OSError):
             group.rmdir()
         raise
-    if str(group) not in made:
-        made.append(str(group))
-    return ", ".join(done)
+    return ", ".join(f"{name} {settings[name]}" for name in done)
 
 
-def _cgroup_of(root: Path, controller: str) -> Path:
-    """Return the directory of the group that this process is in: v1's of the controller, or the one of v2."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def _written(path: Path, value: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        path.write_text(value)
+    except OSError:
+        return False
+    return True
+
+
+def _is_ours(group: Path) -> bool:
+    try:
+        if os.getxattr(group, "user.delegate") == b"1":
+            return True
+    except OSError:
+        pass
+    return os.geteuid() != 0 and group.stat().st_uid == os.geteuid()
+
+
+def _cgroups_of(process: int, root: Path) -> list[Path]:
+    """Return the groups of a trainer that was started in this process's own."""
+    groups: list[Path] = []
+    with suppress(OSError):
+        membership = Path("/proc/self/cgroup").read_text()
+        for controller in ("cpu", "memory"):
+            with suppress(OSError):
+                group = _cgroup_of(root, controller, membership) / f"{CGROUP_PREFIX}{process}"
+                if group.is_dir() and group not in groups:
+                    groups.append(group)
+    return groups
+
+
+def _cgroup_of(root: Path, controller: str, membership: str) -> Path:
+    """Return the directory of the group that /proc/self/cgroup names: v1's of the controller, or the one of v2."""
+    for line in membership.splitlines():
         number, names, path = line.split(":", 2)
         inside = path.lstrip("/")
         if controller in names.split(","):
-            return root / names / inside if (root / names).is_dir() else root / controller / inside
+            return root / (names if (root / names).is_dir() else controller) / inside
         if number == "0" and (root / "cgroup.controllers").exists():
-            # Moved already, by the controller before: its files are in the same directory.
+            # Moved already, for the controller before: its files are in the same directory.
             whole = root / inside
             return whole.parent if whole.name.startswith(CGROUP_PREFIX) else whole
     raise OSError(f"this process is in no {controller} cgroup below {root}")
-
-
-def _sweep_cgroups(parent: Path) -> None:
-    """Remove what trainers left whose supervisor was killed; a group that is in use cannot be removed."""
-    for left in parent.glob(f"{CGROUP_PREFIX}*"):
-        with suppress(OSError):
-            left.rmdir()

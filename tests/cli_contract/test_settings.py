@@ -26,8 +26,8 @@ class Settings(msgspec.Struct, frozen=True):
     goal_count: int = 20
     night: Night = Night()
     rules: tuple[Rule, ...] = ()
-    least: Rows = 1
-    most: Rows = 9
+    least: Rows = 3
+    most: Rows = 5
     quiet: bool = False
     mode: Literal["on", "off"] = "on"
 
@@ -79,15 +79,16 @@ def test_a_list_whose_elements_are_no_tables_is_told_as_a_whole():
     ]
 
 
-def test_a_rule_between_fields_stands_at_the_field_that_the_file_sets():
-    (told,) = mistakes('population = "a"\n\nmost = 5\nleast = 6\n')
-    assert told == 'f:4:9: "least" is at most "most", got 6 and 5'
-    assert mistakes('population = "a"\n\nleast = 9\n[night]\n') == []
+def test_a_rule_between_fields_stands_at_the_first_field_that_the_file_sets():
+    broken = '"least" is at most "most", got {} and {}'
+    assert mistakes('population = "a"\n\nmost = 5\nleast = 6\n') == [f"f:4:9: {broken.format(6, 5)}"]
+    assert mistakes('population = "a"\nmost = 2\n') == [f"f:2:8: {broken.format(3, 2)}"]
+    assert mistakes('population = "a"\nleast = 5\n') == []
 
 
 def test_a_rule_is_not_judged_by_the_default_of_a_field_that_is_wrong():
-    assert mistakes('population = "a"\nmost = 5\nleast = "six"\n') == [
-        'f:3:9: "least" is a whole number from 1 to 9, got "six"'
+    assert mistakes('population = "a"\nmost = "eight"\nleast = 7\n') == [
+        'f:2:8: "most" is a whole number from 1 to 9, got "eight"'
     ]
 
 
@@ -107,6 +108,19 @@ def test_a_value_that_is_nearly_right_is_told_how_it_gets_right(line, remedy):
     text = line if line.startswith("population") else f'population = "a"\n{line}'
     (told,) = mistakes(text)
     assert remedy in told
+
+
+@pytest.mark.parametrize("number", ["nan", "-nan", "inf", "-inf"])
+def test_a_number_without_bounds_is_finite_all_the_same(number):
+    (told,) = mistakes(f'population = "a"\n[[rules]]\nname = "x"\nvalue = {number}\n')
+    assert told.startswith('f:4:9: "rules[0].value" is a number, got ')
+
+
+@pytest.mark.parametrize(
+    ("number", "good"), [(2**63 - 1, True), (2**63, False), (-(2**63), True), (-(2**63) - 1, False)]
+)
+def test_a_whole_number_without_bounds_has_the_64_bits_that_toml_promises(number, good):
+    assert (mistakes(f'population = "a"\ngoal_count = {number}\n') == []) is good
 
 
 def test_a_syntax_error_names_line_column_and_key():

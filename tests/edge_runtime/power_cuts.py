@@ -14,26 +14,27 @@ from pathlib import Path
 
 from tests.edge_runtime.crash_states import Disk, Tree
 from tests.edge_runtime.crash_story import STAGES, Outcome, Story, Verdict, cut
-from tests.edge_runtime.recorded_disk import Operation, RecordedDisk, contents, recording
+from tests.edge_runtime.recorded_disk import Lies, Operation, RecordedDisk, contents, honest, recording
 
 
 @dataclass
 class Report:
-    """What the cuts of one story came to."""
+    """What the cuts of one story came to.
+
+    `moments` and `by_point` (states judged) are by the last operation's call site, kind and writer; where nothing of a
+    point's states was new, the same had been judged with the same view of the world. `missed`: files that the log
+    does not explain.
+    """
 
     verdict: Verdict = field(default_factory=Verdict)
     points: int = 0
-    moments: int = 0
     legal_states: int = 0
     operations: int = 0
+    moments: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     by_point: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     by_stage: Counter[str] = field(default_factory=Counter)
+    all_points: frozenset[tuple[str, str, str]] = frozenset()
     missed: tuple[str, ...] = ()
-
-    @property
-    def distinct_points(self) -> int:
-        """How many (call site, kind, by whom) there are, each cut at least once."""
-        return sum(count > 0 for count in self.by_point.values())
 
 
 class PowerCuts:
@@ -47,7 +48,7 @@ class PowerCuts:
         most: int,
         stages: range | None = None,
         every: int = 1,
-        lies: tuple[str, ...] = (),
+        lies: Lies = honest,
     ) -> None:
         self._lies = lies
         self._folder = folder
@@ -56,6 +57,7 @@ class PowerCuts:
         self._stages = stages or range(len(STAGES))
         self._every = every
         self._model = Disk()
+        self._moments = 0
         self._applied = 0
         self._judged: set[int] = set()
         self._seen_at = -1
@@ -82,6 +84,7 @@ class PowerCuts:
             self._story.close()
         report = self.report
         report.operations = len(self._disk.log)
+        report.all_points = frozenset((done.site, done.kind, done.by) for done in self._disk.log)
         if self._story.outcomes != self._reference:
             report.verdict.note("identical", "the recorded life differs from the one that was not recorded")
         return report
@@ -114,23 +117,24 @@ class PowerCuts:
         story, report = self._story, self.report
         if story.stage not in self._stages:
             return
-        report.moments += 1
+        self._moments += 1
+        if self._moments % self._every:
+            return
+        last = log[-1] if log else None
+        point = (last.site, last.kind, last.by) if last is not None else ("nothing yet", "", "")
+        report.moments[point] += 1
         if story.fuse.seen != self._seen_at:
             self._seen_at, self._judged = story.fuse.seen, set()
         states = list(self._model.states())
         report.legal_states += len(states)
-        if report.moments % self._every:
-            return
         others = states[2:]
-        chosen = states[:2] + self._rng.sample(others, min(len(others), self._most - 2))
-        for how, tree in chosen:
+        for how, tree in states[:2] + self._rng.sample(others, min(len(others), self._most - 2)):
             key = hash(frozenset((path, hash(data)) for path, data in tree.items()))
-            if key in self._judged:
-                continue
-            self._judged.add(key)
-            self._judge(how, tree, log[-1] if log else None)
+            if key not in self._judged:
+                self._judged.add(key)
+                self._judge(how, tree, point)
 
-    def _judge(self, how: str, tree: Tree, last: Operation | None) -> None:
+    def _judge(self, how: str, tree: Tree, point: tuple[str, str, str]) -> None:
         root = self._folder / "child"
         root.mkdir()
         try:
@@ -138,12 +142,11 @@ class PowerCuts:
         finally:
             shutil.rmtree(root)
         report = self.report
-        verdict.problems = [f"{how}, after {last and (last.site, last.kind, last.path)}: {p}" for p in verdict.problems]
+        verdict.problems = [f"{how}, after {' '.join(point)}: {problem}" for problem in verdict.problems]
         report.verdict.add(verdict)
         report.points += 1
         report.by_stage[STAGES[self._story.stage].name] += 1
-        if last is not None:
-            report.by_point[last.site, last.kind, last.by] += 1
+        report.by_point[point] += 1
         self._on_point(report)
 
     def _quiet(self) -> None:

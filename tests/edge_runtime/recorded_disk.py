@@ -3,8 +3,8 @@
 While `recording` is open, everything that `adapters.files` and SQLite do below a folder is an `Operation` in `log`,
 with its call site; before each, `before` is asked: it may look at the log (and fork), and it returns the error number
 that is to happen instead, or 0. Replaying the whole log must give the folder as it is, byte for byte: whatever wrote
-past the layer would show there. A disk that `lies` about a kind of operation does it and does not log it: so the judge
-of the states can be shown a device that does not sync.
+past the layer would show there. An operation about which the disk `lies` is not logged: so the judge of the states can
+be shown a device that does not sync.
 """
 
 import errno
@@ -56,6 +56,14 @@ def call_site() -> str:
 
 
 Before = Callable[[Operation], int]
+Lies = Callable[[Operation], bool]
+
+
+def honest(operation: Operation) -> bool:
+    """A disk that lies about nothing."""
+    return False
+
+
 # What SQLite's own VFS makes of an error of the system; a write that finds no room is SQLITE_FULL.
 _SQLITE_ERRORS = {
     "write": sqlite_vfs.WRITE_FAILED,
@@ -70,7 +78,7 @@ _SQLITE_ERRORS = {
 class RecordedDisk:
     """Implements `FileLayer` and `sqlite_vfs.Watcher` over the system's files below `root`."""
 
-    def __init__(self, root: Path, before: Before = lambda operation: 0, lies: tuple[str, ...] = ()) -> None:
+    def __init__(self, root: Path, before: Before = lambda operation: 0, lies: Lies = honest) -> None:
         self.root = root
         self.before = before
         self.lies = lies
@@ -88,7 +96,7 @@ class RecordedDisk:
     def ask(self, operation: Operation) -> int:
         """Return the error number that is to happen instead; 0: none, and the operation is in the log."""
         code = self.before(operation)
-        if code == 0 and operation.kind not in self.lies:
+        if code == 0 and not self.lies(operation):
             self.log.append(operation)
         return code
 
@@ -184,7 +192,7 @@ class _RecordedFile:
 
 
 @contextmanager
-def recording(root: Path, before: Before = lambda operation: 0, lies: tuple[str, ...] = ()) -> Iterator[RecordedDisk]:
+def recording(root: Path, before: Before = lambda operation: 0, lies: Lies = honest) -> Iterator[RecordedDisk]:
     """Record what is done below `root`, which is there, until the block ends."""
     disk = RecordedDisk(root, before, lies)
     with files.use(disk), sqlite_vfs.watching(disk):

@@ -18,7 +18,9 @@ from edge_runtime.jobs import Answer, Checked, CheckVersion, Died, Order, Queued
 from tests.edge_runtime.fakes import FakeClock
 from tests.edge_runtime.test_trainers import PLAN, TrainingWorld, wait_for
 
-LONG = msgspec.structs.replace(PLAN, epochs=400)
+# Some 1,500 steps: seconds of work.
+LONG = msgspec.structs.replace(PLAN, rows=256, epochs=100)
+SENTENCES = 500
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,7 +58,7 @@ def trains(trainer):
 
 @pytest.fixture
 def world(tmp_path):
-    return TrainingWorld(tmp_path / "home", LONG)
+    return TrainingWorld(tmp_path / "home", LONG, SENTENCES)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def trainer(world):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    world = TrainingWorld(tmp_path_factory.mktemp("whole") / "home", LONG)
+    world = TrainingWorld(tmp_path_factory.mktemp("whole") / "home", LONG, SENTENCES)
     trainer = world.trainer()
     trainer.begin(world.job(), lambda: True)
     assert isinstance(wait_for(trainer), Queued)
@@ -85,6 +87,7 @@ def test_a_child_that_is_told_to_stop_keeps_its_work_and_goes(world, trainer):
     result = wait_for(trainer)
     assert isinstance(result, Stopped) and result.steps > 0 and len(world.checkpoints()) == 1
     assert gone(process) and trainer.process is None
+    wait_until(lambda: trainer.last_stop)
     assert not trainer.last_stop.killed and trainer.last_stop.cpu_s < 1.0
 
 
@@ -122,6 +125,7 @@ def test_a_starved_trainer_is_let_run_to_write_its_checkpoint(world, trainer, wh
     trainer.stop()
     result = wait_for(trainer)
     assert isinstance(result, Stopped) and result.steps > 0
+    wait_until(lambda: trainer.last_stop)
     assert trainer.last_stop.starved and not trainer.last_stop.killed
     trainer.begin(world.job(), lambda: True)
     assert isinstance(wait_for(trainer), Queued)
@@ -139,6 +143,7 @@ DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.read(0, 1 << 16)\ntime
 
 
 def bad_trainer(tmp_path, text, **terms):
+    """Return a trainer whose child does what `text` says."""
     return ChildTrainer(tmp_path, FakeClock(), TrainerTerms(**terms), program=program(tmp_path, text))
 
 
@@ -149,6 +154,7 @@ def test_a_trainer_that_does_not_hear_is_killed_after_its_grace(tmp_path, world)
     time.sleep(0.3)
     trainer.stop()
     assert wait_for(trainer) == Stopped()
+    wait_until(lambda: trainer.last_stop)
     assert trainer.last_stop.killed and trainer.last_stop.starved and gone(process)
     trainer.close()
 
@@ -206,7 +212,7 @@ def test_a_short_job_waits_for_no_long_one(world, trainer):
 
 
 def test_short_jobs_in_a_row_share_a_child_that_goes_when_no_more_come(world, tmp_path):
-    trainer = world.child(terms=TrainerTerms(linger_s=0.5))
+    trainer = world.child(linger_s=0.5)
     job = CheckVersion(data=world.aggregator.model, manifest=world.aggregator.manifest)
     processes = set()
     for _ in range(3):
@@ -268,7 +274,7 @@ def test_a_trainer_whose_pipe_is_closed_stops_between_two_steps(world):
     command = [
         sys.executable, "-m", "edge_runtime.trainer", "--home", str(world.home), "--runtime", "auto", "--parent",
         str(os.getpid()), "--ahead", repr(world.clock.time - time.clock_gettime(time.CLOCK_BOOTTIME)), "--memory",
-        str(1 << 28), "--linger", "1",
+        str(1 << 28), "--linger", "1", "--held-out", "0.0", "--priority", "ordinary",
     ]  # fmt: skip
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     child.stdin.write(encode(Order(number=1, job=world.job())))
@@ -283,7 +289,8 @@ def test_a_trainer_whose_pipe_is_closed_stops_between_two_steps(world):
     assert len(world.checkpoints()) == 1
 
 
-def test_a_trainer_says_which_limits_took_effect_and_they_did(world, trainer):
+def test_a_trainer_says_which_limits_took_effect_and_they_did(world):
+    trainer = world.child(gives_way=True)
     found = {each.name: each for each in trainer.limits()}
     for name in ("parent death", "no privileges", "core dumps", "memory", "open files", "nice", "idle CPU"):
         assert found[name].took_effect, found[name]
@@ -295,34 +302,74 @@ def test_a_trainer_says_which_limits_took_effect_and_they_did(world, trainer):
     assert any(line.split()[-3:-1] == ["0", "0"] for line in limits.splitlines() if "core file" in line)
     trainer.stop()
     assert isinstance(wait_for(trainer), Stopped)
+    trainer.close()
 
 
 def test_a_trainer_that_takes_too_much_memory_is_a_death_and_not_a_hang(world):
-    trainer = world.child(terms=TrainerTerms(memory_bytes=12 << 20))
+    trainer = world.child(memory_bytes=12 << 20)
     trainer.begin(world.job(), lambda: True)
     assert isinstance(wait_for(trainer), Died)
     trainer.close()
 
 
-def test_a_cgroup_of_its_own_is_used_where_it_may_be_made(tmp_path):
-    names = {line.split(":")[1] or "v2" for line in Path("/proc/self/cgroup").read_text().splitlines()}
-    if "v2" in names and not names & {"cpu", "cpu,cpuacct", "memory"}:
-        # As systemd delegates it: the files of both controllers stand in the new directory.
-        (tmp_path / "cgroup.controllers").write_text("cpu memory")
-    assert process_limits._own_cgroups(tmp_path / "nowhere", 1 << 28)[0] == ()
-    limits = process_limits._own_cgroups(tmp_path / "nowhere", 1 << 28)[1]
-    assert [each.name for each in limits] == ["own cpu cgroup", "own memory cgroup"]
-    assert not any(each.took_effect for each in limits) and all(each.detail for each in limits)
+V2, V1 = "0::/system.slice/edge-runtime.service", "3:cpu,cpuacct:/edge\n2:memory:/edge\n0::/"
 
 
-def test_no_cgroup_stays_when_the_trainer_is_gone(world, trainer):
-    trainer.begin(world.job(), lambda: True)
-    trains(trainer)
-    process = trainer.process
-    trainer.stop()
-    wait_for(trainer)
-    trainer.close()
-    assert not [path for path in Path("/sys/fs/cgroup").glob(f"**/{process_limits.CGROUP_PREFIX}{process}")]
+def test_a_cgroup_is_found_in_both_versions(tmp_path):
+    with pytest.raises(OSError, match="in no cpu cgroup"):
+        process_limits._cgroup_of(tmp_path, "cpu", V2)
+    (tmp_path / "cgroup.controllers").write_text("cpu memory")
+    group = tmp_path / "system.slice/edge-runtime.service"
+    assert process_limits._cgroup_of(tmp_path, "cpu", V2) == process_limits._cgroup_of(tmp_path, "memory", V2) == group
+    moved = f"{V2}/{process_limits.CGROUP_PREFIX}77"
+    assert process_limits._cgroup_of(tmp_path, "memory", moved) == group
+    (tmp_path / "cpu,cpuacct").mkdir()
+    assert process_limits._cgroup_of(tmp_path, "cpu", V1) == tmp_path / "cpu,cpuacct/edge"
+    assert process_limits._cgroup_of(tmp_path, "memory", V1) == tmp_path / "memory/edge"
+
+
+def cgroup_of_this_process(root):
+    """Return where a trainer of this process would have its group in a file system that plays the kernel's."""
+    (root / "cgroup.controllers").write_text("cpu memory")
+    parent = process_limits._cgroup_of(root, "cpu", Path("/proc/self/cgroup").read_text())
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def test_a_group_of_its_own_gets_the_least_weight_and_is_undone_in_a_hurry(tmp_path):
+    parent = cgroup_of_this_process(tmp_path)
+    try:
+        os.setxattr(parent, "user.delegate", b"1")
+    except OSError as e:
+        pytest.skip(f"this file system keeps no attributes: {e}")
+    group, old = (parent / f"{process_limits.CGROUP_PREFIX}{number}" for number in (os.getpid(), 1))
+    old.mkdir()
+    group.mkdir()
+    for name in ("cpu.idle", "cpu.weight", "cgroup.procs"):
+        (group / name).write_text("")
+    said = process_limits._own_cgroup(tmp_path, "cpu", {"cpu.idle": "1", "cpu.weight": "1", "cpu.shares": "2"})
+    assert said == "cpu.idle 1, cpu.weight 1" and not old.exists()
+    assert [(group / name).read_text() for name in ("cpu.idle", "cpu.weight", "cgroup.procs")] == [
+        "1", "1", str(os.getpid()),
+    ]  # fmt: skip
+    process_limits.hurry(os.getpid(), tmp_path)
+    assert [(group / name).read_text() for name in ("cpu.idle", "cpu.weight")] == ["0", "100"]
+    for path in group.iterdir():
+        path.unlink()
+    process_limits.remove_cgroups(os.getpid(), tmp_path)
+    assert not group.exists() and parent.exists()
+
+
+def test_root_makes_no_group_where_somebody_else_manages_them(tmp_path):
+    parent = cgroup_of_this_process(tmp_path)
+    if os.geteuid() != 0:
+        os.chmod(parent, 0o500)
+    limit = process_limits._tried("own cpu cgroup", lambda: process_limits._own_cgroup(tmp_path, "cpu", {}))
+    assert (
+        not limit.took_effect
+        and limit.detail
+        and list(parent.iterdir()) == [path for path in [parent / "cgroup.controllers"] if path.exists()]
+    )
 
 
 FRAMES = st.lists(

@@ -114,7 +114,7 @@ def test_mistakes_in_the_settings_are_all_told_with_file_line_and_key(capsys, ho
     code, data, _ = call(capsys, "status", "--home", home)
     assert code == 2
     assert 'settings.toml:1:1: unknown key "popluation"; did you mean "population"?' in data["message"]
-    assert 'settings.toml:3: "policy.night_start"' in data["message"]
+    assert 'settings.toml:3:15: "policy.night_start"' in data["message"]
     (home / "settings.toml").write_text('[policy]\ntime_zone = "Europe/Berln"\n')
     code, data, _ = call(capsys, "status", "--home", home)
     assert code == 2 and "policy.time_zone" in data["message"]

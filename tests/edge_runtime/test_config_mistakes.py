@@ -79,7 +79,7 @@ PLANTED = [
     Planted("a time that there is not", "22:30", "25:00", 10, "policy.night_start",
             'a time from 00:00 to 23:59 in quotes, got "25:00"'),
     Planted("a time without a zero", "05:30", "5:30", 11, "policy.night_end", 'got "5:30"'),
-    Planted("a time without quotes", '"05:30"', "05:30", 11, "policy.night_end", 'a time stands in quotes: "05:30"'),
+    Planted("a time without quotes", '"05:30"', "05:30", 11, "policy.night_end", 'a time stands in quotes, like "22:30", got 05:30'),
     Planted("a local time of TOML", '"05:30"', "05:30:00", 11, "policy.night_end",
             "got the time 05:30:00; put it into quotes"),
     Planted("a start floor below the stop floor", "70", "30", 12, "policy.start_battery",

@@ -394,7 +394,7 @@ SMALL = dataclasses.replace(
 
 
 def judge(history, trained, starts):
-    """Whether a device may train at the last entry of `history` (good, hot, busy), after `trained` (one bool a look)."""
+    """Whether a device may train at the last entry of `history` (good, hot, busy), after `trained`, a bool a look."""
     good, hot, busy = history[-1]
     cool = hot < 2 if trained and trained[-1] else hot < 1
     if not good or not cool or sum(trained) * STEP_S >= SMALL.training_s:

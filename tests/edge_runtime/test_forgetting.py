@@ -1,17 +1,21 @@
 """Forgetting while an agent runs in the same home: whenever it comes, nothing of the text goes out after it."""
 
 import dataclasses
+import sqlite3
+from contextlib import closing
 
-import numpy as np
 import pytest
 
-from edge_runtime.adapters import checkpoints
+from edge_runtime import personal_task
+from edge_runtime.adapters import checkpoints, personal_records
+from edge_runtime.adapters.personal_records import MixtureRecord
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.eligibility import Reading
+from edge_runtime.mixture import BUCKETS, COMPONENTS, Mixture
 from edge_runtime.ports import Forgotten
 from edge_runtime.session import Phase
 from edge_runtime.session_row import SessionRow
-from tests.edge_runtime.fakes import Fuse, World
+from tests.edge_runtime.fakes import RUNTIME, Fuse, World
 
 
 class Interruption(Fuse):
@@ -46,7 +50,7 @@ def forget(world, word=None):
 
 def nothing_is_left(world):
     assert world.agent.updates_waiting() == ()
-    assert not (world.home / checkpoints.CHECKPOINT_FILE).exists()
+    assert list(world.home.glob("checkpoint*")) == []
     folder = world.home / "vectors"
     assert not folder.exists() or list(folder.iterdir()) == []
     store = StateStore(world.home / "state.db")
@@ -176,11 +180,147 @@ def test_an_answer_about_a_forgotten_update_changes_nothing(tmp_path):
 def test_a_checkpoint_that_a_killed_agent_left_behind_is_deleted_by_the_next(tmp_path):
     world = World(tmp_path / "home")
     world.type_text()
-    from edge_runtime.local_training import Checkpoint
-
-    rows = np.zeros((1, 3), np.int32)
-    checkpoints.save(world.home, "1" * 32, Checkpoint({}, rows, 1, 0.0, 0.0))
+    for name in (*checkpoints.CHECKPOINT_FILES, checkpoints.EARLIER_FILE):
+        (world.home / name).write_bytes(b"what a training left")
     world.kill()
     world.agent.turn()
-    assert not (world.home / checkpoints.CHECKPOINT_FILE).exists()
+    assert list(world.home.glob("checkpoint*")) == []
+    world.agent.abandon()
+
+
+SECRET_WORDS = ("zaphodius", "mirabella")
+WINDOW = 32
+
+
+def personalize(world):
+    """Make the copy and remember learned weights, as trainer and keyboard do."""
+    with closing(StateStore(world.home / "state.db")) as store:
+        made = personal_task.run(
+            world.home, world.agent.slots, RUNTIME, world.agent.examples, store,
+            times_forgotten=store.times_forgotten(), seed=1, may_go_on=lambda: True,
+        )  # fmt: skip
+        assert made.accepted, made.reason
+        mixture = Mixture()
+        for number in range(200):
+            mixture = mixture.learned(number % len(BUCKETS), (0.1, 0.5, 0.02 * (number % 7), 0.3))
+        record = MixtureRecord(components=COMPONENTS, rows=mixture.rows)
+        personal_records.write(world.home, store, store.times_forgotten(), record)
+
+
+def live_a_while(world, *, queued):
+    """Leave everything that is made of text on the disk: residual, copy, weights, and a checkpoint or an update."""
+    world.type_text()
+    world.agent.examples.add_many(
+        [f"{SECRET_WORDS[0]} {SECRET_WORDS[0]} {SECRET_WORDS[1]} bababa {SECRET_WORDS[1]}"] * 3, world.clock.time
+    )
+    world.night()
+    assert len(world.aggregator.updates) == 1 and list((world.home / "vectors").iterdir())
+    personalize(world)
+    world.clock.time += 5 * 86_400
+    world.agent.turn()
+    world.aggregator.work()
+    if queued:
+        world.sensors.good_reads = 1
+        world.sensors.afterwards = dataclasses.replace(world.sensors.readings, metered=Reading(True))
+    else:
+        world.sensors.good_reads = 3
+    world.agent.turn()
+    assert bool(world.agent.updates_waiting()) == queued
+    assert bool(list(world.home.glob("checkpoint*"))) != queued
+    # A process that was killed while it wrote.
+    for folder in ("", "personal", "vectors"):
+        (world.home / folder / ".half-written.4194304.tmp").write_bytes(bytes(range(64)) * 4)
+
+
+def artefacts(world):
+    """Return the bytes of all that was made of text, by where they lie."""
+    found = {}
+    for pattern in ("checkpoint*", "vectors/*", "personal/*", ".*.tmp", "*/.*.tmp"):
+        for path in world.home.glob(pattern):
+            found[str(path.relative_to(world.home))] = path.read_bytes()
+    with closing(sqlite3.connect(world.home / "state.db")) as connection:
+        for table, column in (("outbox", "init"), ("outbox", "kept"), ("chunk", "data")):
+            for number, (data,) in enumerate(connection.execute(f"SELECT {column} FROM {table}").fetchall()):
+                found[f"{table} {column} {number}"] = data
+    with closing(sqlite3.connect(world.home / "examples.db")) as connection:
+        for table, column in (("sentence", "sealed"), ("day_key", "wrapped"), ("sighting", "sealed")):
+            for number, (data,) in enumerate(connection.execute(f"SELECT {column} FROM {table}").fetchall()):
+                if data is not None:
+                    found[f"{table} {column} {number}"] = data
+    return found
+
+
+def windows_of(data, public):
+    """Return each 32-byte piece of `data` that is its own: no filling, and in no file that everybody may read."""
+    pieces = (data[i : i + WINDOW] for i in range(0, max(1, len(data) - WINDOW + 1), WINDOW))
+    return [piece for piece in pieces if len(set(piece)) > 6 and piece not in public]
+
+
+def home_bytes(world):
+    return b"".join(path.read_bytes() for path in sorted(world.home.rglob("*")) if path.is_file())
+
+
+def found_in(windows, data):
+    return {where for where, pieces in windows.items() if any(piece in data for piece in pieces)}
+
+
+@pytest.mark.parametrize("queued", [True, False], ids=["an update waits", "a training was interrupted"])
+@pytest.mark.parametrize("word", [None, "zaphodius", "bababa"], ids=["everything", "an own word", "a known word"])
+def test_what_was_made_of_text_is_in_no_byte_of_the_home_after_it_was_forgotten(tmp_path, queued, word):
+    world = World(tmp_path / "home")
+    live_a_while(world, queued=queued)
+    stays = ("models", "manifests", "templates", "vocabularies", "slots")
+    public = b"".join(path.read_bytes() for name in stays for path in sorted((world.home / name).rglob("*.*")))
+    # Who the device is stays, and the history: that names leases and updates, and nothing of what they said.
+    public += (world.home / "enrolled.bin").read_bytes()
+    with closing(sqlite3.connect(world.home / "state.db")) as connection:
+        public += repr(connection.execute("SELECT * FROM participation").fetchall()).encode()
+    made = artefacts(world)
+    kinds = {name.split("/")[0].split(" ")[0].split("-")[0] for name in made}
+    assert {"vectors", "personal", "sentence", "day_key", "sighting"} <= kinds
+    assert ("outbox" in kinds and "chunk" in kinds) == queued and ("checkpoint" in kinds) != queued
+    windows = {where: windows_of(data, public) for where, data in made.items()}
+    windows = {where: pieces for where, pieces in windows.items() if pieces}
+    assert len(windows) > 20 and sum(map(len, windows.values())) > 500
+    assert found_in(windows, home_bytes(world)) == set(windows), "the same search finds them before"
+    forget(world, word)
+    after = home_bytes(world)
+    left = found_in(windows, after)
+    if word is None:
+        assert left == set()
+    else:
+        # Sentences without the word stay, sealed anew where their day had one with it; nothing else does.
+        assert {where.split(" ")[0] for where in left} <= {"sentence", "day_key"}
+        kept = [sentence.split(" ") for sentence in world.agent.examples.all_sentences()]
+        assert kept and not any(word in sentence for sentence in kept)
+        assert word not in world.agent.examples.new_words()
+    for secret in SECRET_WORDS:
+        for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+            for form in (secret, secret.upper(), secret.capitalize()):
+                assert form.encode(encoding) not in after
+    nothing_is_left(world)
+    assert list((world.home / "personal").iterdir()) == [] and list(world.home.rglob("*.tmp")) == []
+    world.agent.abandon()
+
+
+def test_a_home_that_was_told_to_forget_has_no_log_that_holds_what_was(tmp_path):
+    world = World(tmp_path / "home")
+    live_a_while(world, queued=True)
+    assert (world.home / "state.db-wal").stat().st_size > 0
+    world.agent.forget_everything()
+    for name in ("state.db-wal", "examples.db-wal"):
+        assert (world.home / name).stat().st_size == 0, name
+    world.agent.abandon()
+
+
+def test_a_keyboard_that_is_open_does_not_write_weights_after_another_process_forgot(tmp_path):
+    world = World(tmp_path / "home")
+    live_a_while(world, queued=False)
+    with closing(StateStore(world.home / "state.db")) as store:
+        before = store.times_forgotten()
+        forget(world)
+        record = MixtureRecord(components=COMPONENTS, rows=Mixture().rows)
+        with pytest.raises(Forgotten):
+            personal_records.write(world.home, store, before, record)
+    assert list((world.home / "personal").iterdir()) == []
     world.agent.abandon()

@@ -1,4 +1,5 @@
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -40,6 +41,11 @@ def test_a_participation_says_which_work_it_was_and_when_it_began():
     assert row == Participation(f"{7:032x}", "en-chat", "44" * 8, "train", 12, START + 60.0)
     assert took_part(evaluation(8)).kind == "evaluate"
     assert took_part(evaluation(8)).base_version == ASKED.version
+
+
+def test_the_page_about_the_ledger_names_every_column():
+    page = Path("docs/privacy-ledger.md").read_text()
+    assert [field.name for field in fields(Participation) if f"`{field.name}`" not in page] == []
 
 
 def test_a_plan_without_a_separation_lets_every_lease_begin():

@@ -138,6 +138,13 @@ def plan_bytes(**changes: Any) -> bytes:
     return msgspec.msgpack.encode(tree)
 
 
+def _ruled() -> bytes:
+    """Return an offer whose plan names rules and how far apart participations lie."""
+    rules = (messages.LocalRule(name="momentum", value=0.9), messages.LocalRule(name="freeze", tensors=("bias",)))
+    plan = msgspec.structs.replace(_OFFER.plan, rules=rules, separation_versions=4, separation_s=86_400)
+    return messages.encode_message(msgspec.structs.replace(_OFFER, plan=plan))
+
+
 def _plan(*choices: dict[str, Any]) -> Callable[[Random], bytes]:
     return lambda rng: plan_bytes(**choices[int(rng.random() * len(choices))])
 
@@ -194,6 +201,7 @@ def targets() -> list[Target]:
         plan_bytes(),
         plan_bytes(mode="topk", bits=2, threshold=0.25, basis=_HASH),
         plan_bytes(**_SHARED),
+        _ruled(),
     )
     return [
         Target("basis", tuple(basis_bytes(rng) for _ in range(6)), decode_basis, judge_basis, BASIS_BROKEN, share=0.7),

@@ -46,7 +46,10 @@ class SystemBus:
             reply = self._ask(Properties(DBusAddress(path, bus_name=service, interface=interface)).get(name))
             if reply.header.message_type is not MessageType.method_return:
                 return None
-            value: object = reply.body[0][1]
+            variant = reply.body[0]
+            if not isinstance(variant, tuple):
+                raise TypeError(f"a property is a variant, got {type(variant).__name__}")
+            value: object = variant[1]
         except (OSError, ValueError, LookupError, TypeError):
             self.close()
             self._not_before = self._elapsed() + RETRY_S

@@ -1,0 +1,123 @@
+"""`edge-runtime explain`: what stops training now, what would change it, when the next window opens; or what a recorded
+night's looks decide.
+
+It looks for itself, as a process beside the agent: what the agent alone knows (how long all conditions have held, a
+cool-down) is taken as waited for, so that the answer is what has to change, not how long to wait.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cli_contract.errors import CommandError
+from cli_contract.exit_codes import ExitCode
+from cli_contract.result import Result, table
+from edge_runtime.agent import Agent, Ports
+from edge_runtime.config import Settings, read_settings
+from edge_runtime.device_commands import opened
+from edge_runtime.eligibility import Moment, Policy, Standing
+from edge_runtime.explanation import Explanation, explain
+from edge_runtime.session import Phase
+from edge_runtime.trace import TraceInvalid, decode_looks, replay
+from edge_runtime.wiring import real_ports
+
+MAX_TRACE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of a trace with one answer: from and until (Unix seconds), the stop's name, and its sentence."""
+
+    since: float
+    until: float
+    code: str
+    reason: str
+
+
+def explain_now(home: Path) -> Result:
+    """Return the three sentences. Raises `CommandError`."""
+    with opened(home) as agent:
+        settings = read_settings(home)
+        ports = real_ports(home, settings)
+        try:
+            return _told(agent, look(agent, settings, ports), ports.clock.now())
+        finally:
+            ports.trainer.close()
+
+
+def look(agent: Agent, settings: Settings, ports: Ports) -> Explanation:
+    """Return what the sensors and the policy say now, all waits aside."""
+    policy, clock = settings.policy.as_policy(), ports.clock
+    moment = Moment(clock.now(), clock.elapsed(), clock.trusted())
+    settled = Standing(looked_at=moment.elapsed, good_since=moment.elapsed - policy.settle_s)
+    readings = ports.sensors.read(moment.now)
+    return explain(settled, readings, policy, agent.usage(moment.now), moment, training=False)
+
+
+def _told(agent: Agent, explanation: Explanation, now: float) -> Result:
+    stops, change = explanation.stops, explanation.would_change
+    state = agent.state
+    if explanation.decision.may_train:
+        if state.phase is Phase.RESTING and now < state.not_before:
+            stops = f"It does not train because it was told to ask for work again {_utc(state.not_before)}."
+            change = "Waiting until then; the aggregator spreads its fleet over the night."
+        elif not agent.count_words():
+            stops = "It does not train because there is no text to learn from yet."
+            change = "Typing would change that."
+    window = explanation.next_window
+    data = {
+        "stops": stops,
+        "would_change": change,
+        "next_window": window.sentence,
+        "opens_at": None if window.opens_at is None else _utc(window.opens_at),
+        "may_train": explanation.decision.may_train,
+        "may_send": explanation.decision.may_send,
+        "code": explanation.decision.code,
+        "phase": state.phase.value,
+        "not_before": _utc(state.not_before) if state.not_before > now else None,
+    }
+    return Result(data, text=f"{stops}\n{change}\n{window.sentence}")
+
+
+def explain_trace(home: Path, trace: Path) -> Result:
+    """Return what this home's policy decides on a recorded trace, stretch by stretch. Raises `CommandError`."""
+    policy = read_settings(home).policy.as_policy()
+    try:
+        if trace.stat().st_size > MAX_TRACE_BYTES:
+            raise CommandError(f"{trace}: a trace has at most {MAX_TRACE_BYTES} bytes", code="BAD_TRACE")
+        with trace.open("rb") as lines:
+            found = list(stretches(lines, policy))
+    except FileNotFoundError as e:
+        raise CommandError(f"{trace}: no such trace", exit_code=ExitCode.NOT_FOUND, code="NO_TRACE") from e
+    except OSError as e:
+        raise CommandError(f"{trace}: cannot be read: {e.strerror}", code="BAD_TRACE") from e
+    except TraceInvalid as e:
+        raise CommandError(f"{trace}: {e}", code="BAD_TRACE") from e
+    items = [
+        {"since": _utc(each.since), "until": _utc(each.until), "code": each.code, "reason": each.reason}
+        for each in found
+    ]
+    trained_s = sum(each.until - each.since for each in found if not each.code)
+    rows = [(_utc(each.since), round(each.until - each.since), each.code or "may train", each.reason) for each in found]
+    text = table(rows, ("since (utc)", "seconds", "answer", "reason"))
+    return Result({"items": items, "might_train_s": round(trained_s, 1)}, text=text)
+
+
+def stretches(lines: Iterator[bytes], policy: Policy) -> Iterator[Stretch]:
+    """Yield the stretches of a trace's answers; an answer lasts until the next look. Raises `TraceInvalid`."""
+    current: Stretch | None = None
+    for seen, decision in replay(decode_looks(lines), policy):
+        now, code = seen.moment.now, "" if decision.may_train else decision.code
+        if current is not None and current.code == code:
+            current = Stretch(current.since, now, code, current.reason)
+            continue
+        if current is not None:
+            yield Stretch(current.since, now, current.code, current.reason)
+        current = Stretch(now, now, code, decision.reason)
+    if current is not None:
+        yield current
+
+
+def _utc(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
