@@ -74,7 +74,7 @@ class BrokerProcess:
     def start(self) -> None:
         """Start it and wait until it answers."""
         template = _MOSQUITTO if self.kind == "mosquitto" else _IOTCORE
-        path = self.folder / f"{self.kind}.conf"
+        path = self.folder / ("mosquitto.conf" if self.kind == "mosquitto" else "iotcore.toml")
         path.write_text(template.format(port=self.port, user=getpass.getuser(), folder=self.folder.resolve()))
         binary = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
         iotcore = [sys.executable, "-m", "iotcore", "--config"]

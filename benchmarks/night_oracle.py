@@ -62,12 +62,8 @@ def window(truth: Truth, time_zone: str, start: int, end: int) -> Flags:
         place = Path(tzdata.__file__).parent / "zoneinfo"
     if not (place / time_zone).is_file():
         raise FileNotFoundError(f"the C library has no time zone {time_zone}, and would silently take UTC")
-    os.environ["TZ"] = f":{place / time_zone}"
-    time.tzset()
     first = truth.began - truth.began % 60
-    minutes = np.array(
-        [_minute(time.localtime(first + 60 * i)) for i in range(-(-(truth.began + truth.seconds - first) // 60))]
-    )
+    minutes = _local_minutes(place / time_zone, first, -(-(truth.began + truth.seconds - first) // 60))
     if start == end:
         open_minutes = np.ones(len(minutes), bool)
     else:
@@ -76,8 +72,19 @@ def window(truth: Truth, time_zone: str, start: int, end: int) -> Flags:
     return np.repeat(open_minutes, 60)[truth.began - first :][: truth.seconds]
 
 
-def _minute(local: time.struct_time) -> int:
-    return local.tm_hour * 60 + local.tm_min
+def _local_minutes(zone_file: Path, first: int, count: int) -> NDArray[np.int64]:
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = f":{zone_file}"
+    time.tzset()
+    try:
+        local = [time.localtime(first + 60 * i) for i in range(count)]
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
+    return np.array([each.tm_hour * 60 + each.tm_min for each in local])
 
 
 def conditions(truth: Truth, terms: Terms, open_: Flags, kind: str) -> Flags:

@@ -35,7 +35,7 @@ SCENARIOS = (
 FIRST, LAST = date(2011, 3, 1), date(2035, 12, 31)
 WINDOWS = ((23 * 60, 6 * 60), (23 * 60, 6 * 60), (22 * 60 + 30, 5 * 60), (0, 7 * 60), (60, 5 * 60), (2 * 60, 3 * 60))
 CPU_SHARE, WRITTEN_A_SECOND = 0.9, 6_000.0
-BEFORE_S, AFTER_S = 3_600, 3_600
+BEFORE_S, AFTER_S = 1_800, 1_200
 
 Floats = NDArray[np.float64]
 
@@ -87,9 +87,22 @@ def make(number: int, seed: int) -> Night:
             written_bytes=int(rng.integers(4, 64)) << 20, starts=int(rng.integers(1, 4)),
         )  # fmt: skip
     began = _began(rng, zone, start)
-    length = BEFORE_S + 60 * ((end - start) % 1440) + AFTER_S + 2 * 3600 * (number % 2 == 0)
+    window_s = 60 * ((end - start) % 1440)
+    # A clock that goes back makes the night longer, by two hours at most.
+    longer_s = max(0, _offset_s(zone, began) - _offset_s(zone, began + BEFORE_S + window_s + 7_200))
+    length = BEFORE_S + window_s + longer_s + AFTER_S
     clock = _clock_fate(rng) if scenario in ("wrong clock", "all at once") else ClockFate()
     return Night(number, zone, scenario, policy, _truth(rng, scenario, began, length, clock), clock)
+
+
+def holds_change(night: Night) -> bool:
+    """Whether the local clock changes in the night."""
+    return _offset_s(night.zone, night.truth.began) != _offset_s(night.zone, night.truth.began + night.truth.seconds)
+
+
+def _offset_s(zone: str, when: int) -> int:
+    offset = datetime.fromtimestamp(when, ZoneInfo(zone)).utcoffset()
+    return 0 if offset is None else int(offset.total_seconds())
 
 
 def _began(rng: np.random.Generator, zone: str, start: int) -> int:
@@ -161,4 +174,5 @@ def _truth(rng: np.random.Generator, scenario: str, began: int, length: int, clo
         idle_age_s[died:] += np.arange(len(idle_age_s[died:]))
         idle_s[died:] = idle_s[died] if died < length else 0.0
     believed = (seconds >= clock.set_at) | (seconds >= clock.proved_at)
-    return Truth(began, charging, battery, celsius, idle_s, idle_age_s, load, metered, believed)
+    # A tenth is what a sensor tells.
+    return Truth(began, charging, battery.round(1), celsius.round(1), idle_s, idle_age_s, load, metered, believed)

@@ -113,11 +113,6 @@ class Arrived:
     staleness: int | None
 
 
-def update_id_of(device: str, task: str, lease: str) -> str:
-    """Return the one id that an update of this lease may have."""
-    return lease_id(device, task, lease)
-
-
 def open_init(payload: bytes, topic: UpdateTopic, public_key: bytes | None) -> OpenedInit | Verdict:
     """Read a signed init; `public_key` is the topic's device's, None if it is not enrolled. Never raises.
 
@@ -138,7 +133,7 @@ def open_init(payload: bytes, topic: UpdateTopic, public_key: bytes | None) -> O
         return Verdict("malformed", str(e)[:300])
     if header.device != topic.device:
         return Verdict("malformed", f"the topic's device is {topic.device}, the header says {header.device}")
-    wanted = update_id_of(header.device, header.task, header.lease)
+    wanted = lease_id(header.device, header.task, header.lease)
     if not header.update_id == topic.update_id == wanted:
         return Verdict("malformed", f"an update of this lease has the id {wanted}, got {header.update_id}")
     return OpenedInit(init, header)

@@ -4,6 +4,7 @@ The rules:
 - a check-in dated a day or more off is turned away with that reason, so that an old one cannot be played again later to
   hold a lease for a device that is not there;
 - a device that holds a live lease gets the same lease again (see `leases.is_offered_again`);
+- a device that an open evaluation wants gets that before a training (see `evaluations`), and again while it holds it;
 - while storage takes no new work no new lease is given; a check-in that cannot even be stored is answered as it stands;
 - any other check-in before the retry window that the device was last told is turned away with that same window: by the
   stored time, not the device's word. So no device answers more often than the pace allows, and asking early neither
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cloud_aggregator import pace
+from cloud_aggregator import evaluations, pace
 from cloud_aggregator.config import PaceSettings, PopulationSettings
 from cloud_aggregator.ingest import missing_chunks, read_request
 from cloud_aggregator.keys import ServiceKeys
@@ -82,12 +83,20 @@ def _reply(
     again = lease is not None and is_offered_again(
         lease, current_version=current.version, held_version=check_in.held_version, now=now
     )
+    wanted = [] if again else evaluations.open_for(records, population, check_in, now)
+    evaluation = evaluations.live_lease(records, wanted, device, now)
     # A window that begins later than any that could have been told comes from a clock that was wrong then.
-    if not again and 0 < device.retry_earliest - now <= settings.pace.maximum_seconds:
+    if not again and evaluation is None and 0 < device.retry_earliest - now <= settings.pace.maximum_seconds:
         reason = f"this device was told to ask again in {device.retry_earliest - now} s"
         retry = RetryWindow(earliest=device.retry_earliest, latest=device.retry_latest)
         return TurnedAway(device=device.device, nonce=check_in.nonce, reason=reason, issued_at=now, retry=retry)
-    refusal = _cannot_take(population, check_in, now)
+    refusal = _is_wrong(population, check_in, now)
+    if not refusal and not again:
+        if evaluation is None and not load.storage:
+            evaluation = evaluations.give_lease(records, population, wanted, device, keys, now)
+        if evaluation is not None:
+            return evaluations.offer_of(records, population, check_in, evaluation, _retry(population, now), now)
+    refusal = refusal or _cannot_take(population, check_in)
     if refusal:
         return _turn_away(population, check_in, refusal, load, now)
     if lease is not None and not again:
@@ -113,12 +122,16 @@ def _reply(
     return _offer(population, check_in, lease, keys, now)
 
 
-def _cannot_take(population: Population, check_in: CheckIn, now: int) -> str:
+def _is_wrong(population: Population, check_in: CheckIn, now: int) -> str:
     off = check_in.sent_at - now
     if abs(off) >= MAX_CLOCK_DIFFERENCE_S:
         return f"the check-in is dated {off:+d} s from the aggregator's clock, less than a day is allowed"
     if check_in.population != population.name:
         return f"this device is enrolled in population {population.name}, not {check_in.population}"
+    return ""
+
+
+def _cannot_take(population: Population, check_in: CheckIn) -> str:
     plan = population.plan
     lacking = sorted(capabilities_needed(plan) - set(check_in.capabilities))
     if lacking:
@@ -169,7 +182,6 @@ def answer_unstored(records: Records, message: Message, keys: ServiceKeys, reaso
 
 
 def _offer(population: Population, check_in: CheckIn, lease: Lease, keys: ServiceKeys, now: int) -> TaskOffer:
-    settings = population.settings
     return TaskOffer(
         device=lease.device,
         population=population.name,
@@ -185,13 +197,19 @@ def _offer(population: Population, check_in: CheckIn, lease: Lease, keys: Servic
         shard=0,
         issued_at=now,
         deadline=lease.deadline,
-        retry=pace.retry_window(
-            now,
-            waiting=0,
-            room=IN_FLIGHT_PER_GOAL * settings.goal_count,
-            minimum_s=settings.pace.minimum_seconds,
-            maximum_s=settings.pace.maximum_seconds,
-        ),
+        retry=_retry(population, now),
+    )
+
+
+def _retry(population: Population, now: int) -> RetryWindow:
+    """When a device comes again that has got something to do."""
+    settings = population.settings
+    return pace.retry_window(
+        now,
+        waiting=0,
+        room=IN_FLIGHT_PER_GOAL * settings.goal_count,
+        minimum_s=settings.pace.minimum_seconds,
+        maximum_s=settings.pace.maximum_seconds,
     )
 
 

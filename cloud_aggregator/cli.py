@@ -82,6 +82,19 @@ def build_parser() -> Parser:
     undo.add_argument("--to", type=int, metavar="VERSION", help="which version's weights (default: the one before)")
     _dangerous(undo)
 
+    evaluation = _group(top, "evaluation", "what devices say of a version, as counts on words that they hold out")
+    ask = _add(evaluation, "ask", "ask devices to evaluate an announced version", "evaluation_ask")
+    _population(ask)
+    ask.add_argument("--version", type=int, metavar="N", help="which version (default: the announced refresh)")
+    ask.add_argument("--devices", type=int, default=20, metavar="K", help="how many devices (default: 20)")
+    ask.add_argument(
+        "--minimum-words", type=int, default=50, metavar="N", help="with fewer a device says 0 (default: 50)"
+    )
+    ask.add_argument("--most-words", type=int, default=2000, metavar="N", help="the newest so many (default: 2000)")
+    ask.add_argument("--valid-hours", type=int, default=168, metavar="N", help="until it ends (default: 168)")
+    _limit(_add(evaluation, "list", "list evaluations, newest first", "evaluation_list"))
+    _named(_add(evaluation, "show", "show one evaluation's sums", "evaluation_show"), "evaluation")
+
     schedule = _group(top, "schedule", "when releases go out by themselves")
     _population(_add(schedule, "show", "show the schedule and when it is due", "schedule_show"))
     change = _add(schedule, "set", "set the schedule", "schedule_set")

@@ -376,6 +376,44 @@ def release_undo(arguments: argparse.Namespace) -> Result:
     return Result(answer, next_command="cloud-aggregator release list")
 
 
+def evaluation_ask(arguments: argparse.Namespace) -> Result:
+    """Ask devices to evaluate a version."""
+    service = find_service(_data(arguments))
+    body = {
+        "population": arguments.population,
+        "version": arguments.version,
+        "devices": arguments.devices,
+        "minimum_words": arguments.minimum_words,
+        "most_words": arguments.most_words,
+        "valid_seconds": arguments.valid_hours * 3600,
+    }
+    answer = service.send("POST", "/evaluations", body)
+    return Result(answer, next_command=f"cloud-aggregator evaluation show {answer['evaluation']}")
+
+
+def evaluation_list(arguments: argparse.Namespace) -> Result:
+    """List evaluations."""
+    answer = _read(
+        arguments,
+        lambda s: s.get("/evaluations", limit=arguments.limit),
+        lambda r: view.evaluation_list(r, arguments.limit, int(time.time())),
+    )
+    columns = {"evaluation": "evaluation", "version": "version", "state": "state", "reports": "reports",
+               "of": "devices_wanted", "words": "words", "top 3 %": "top3_percent", "+-": "top3_standard_error",
+               "top 1 %": "top1_percent"}  # fmt: skip
+    return _listed(answer, columns, "cloud-aggregator evaluation show EVALUATION")
+
+
+def evaluation_show(arguments: argparse.Namespace) -> Result:
+    """Show one evaluation's sums."""
+    answer = _read(
+        arguments,
+        lambda s: s.get(f"/evaluations/{_quoted(arguments.name)}"),
+        lambda r: view.evaluation_show(r, arguments.name, int(time.time())),
+    )
+    return Result(answer, next_command="cloud-aggregator evaluation list")
+
+
 def schedule_show(arguments: argparse.Namespace) -> Result:
     """Show the schedule."""
     answer = _read(

@@ -12,7 +12,7 @@ The rules:
 |---|---|
 | accepted | added to the sums |
 | duplicate | this very report was accepted before |
-| conflict | another report of this lease came first, and counts |
+| conflict | another answer to this lease came first, and counts |
 | unknown_task | no such evaluation in the device's population |
 | unknown_lease | the device was never given this lease |
 | expired | after the lease's deadline and the grace |
@@ -22,10 +22,10 @@ The rules:
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from cloud_aggregator.answers import Outgoing, receipt_message
 from cloud_aggregator.errors import NotFound, Refused
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.leases import Lease, draw_lease
@@ -80,6 +80,8 @@ def admit(
         if stored.body_sha256 == body_sha256:
             return Verdict("duplicate", "accepted before; it was counted once")
         return Verdict("conflict", "another report of this lease came first")
+    if lease.state == "answered":
+        return Verdict("conflict", "this lease was answered before")
     if now > lease.deadline + grace_s:
         return Verdict("expired", f"the lease ended {now - lease.deadline} s ago, grace is {grace_s} s")
     if report.version != evaluation.version:
@@ -191,9 +193,17 @@ def is_open(evaluation: EvaluationRecord, now: int) -> bool:
     return now < evaluation.deadline and evaluation.reports < evaluation.devices
 
 
-def live_lease(records: Records, population: Population, device: DeviceRecord, now: int) -> Lease | None:
-    """Return the lease that the device holds of an open evaluation: the same offer goes out again."""
-    for evaluation in _open(records, population, now):
+def open_for(records: Records, population: Population, check_in: CheckIn, now: int) -> list[EvaluationRecord]:
+    """Return the open evaluations that a device could be asked for, oldest first; none if it does not know the task."""
+    if EVALUATION_CAPABILITY not in check_in.capabilities:
+        return []
+    found = records.open_evaluations(population.name, now)
+    return [evaluation for evaluation in reversed(found) if is_open(evaluation, now)]
+
+
+def live_lease(records: Records, wanted: Sequence[EvaluationRecord], device: DeviceRecord, now: int) -> Lease | None:
+    """Return the lease that the device holds of one of these: the same offer goes out again."""
+    for evaluation in wanted:
         lease = records.live_lease(evaluation.task, device.device)
         if lease is not None and now < lease.deadline:
             return lease
@@ -201,12 +211,11 @@ def live_lease(records: Records, population: Population, device: DeviceRecord, n
 
 
 def give_lease(
-    records: Records, population: Population, device: DeviceRecord, check_in: CheckIn, keys: ServiceKeys, now: int
-) -> Lease | None:
-    """Return a new lease of the oldest open evaluation that wants this device, stored; None if none does."""
-    if EVALUATION_CAPABILITY not in check_in.capabilities:
-        return None
-    for evaluation in _open(records, population, now):
+    records: Records, population: Population, wanted: Sequence[EvaluationRecord], device: DeviceRecord,
+    keys: ServiceKeys, now: int,
+) -> Lease | None:  # fmt: skip
+    """Return a new lease of the oldest of these that wants this device, stored; None if none does."""
+    for evaluation in wanted:
         records.expire_leases(evaluation.task, now)
         counted = records.count_leases(evaluation.task, device.device)
         # Nobody fetches a version that is not announced any more.
@@ -225,11 +234,6 @@ def give_lease(
         records.add_lease(lease)
         return lease
     return None
-
-
-def _open(records: Records, population: Population, now: int) -> list[EvaluationRecord]:
-    """The open evaluations, oldest first."""
-    return [each for each in reversed(records.open_evaluations(population.name, now)) if is_open(each, now)]
 
 
 def _files(records: Records, population: str) -> set[str]:
@@ -260,10 +264,8 @@ def offer_of(
     )
 
 
-def answer_report(
-    records: Records, population: Population, report: EvaluationReport, keys: ServiceKeys, now: int
-) -> tuple[Verdict, Outgoing]:
-    """Give a report its verdict, count it if it is accepted, and return the receipt to send."""
+def answer_report(records: Records, population: Population, report: EvaluationReport, now: int) -> Receipt:
+    """Give a report its verdict, count it if it is accepted, and return the receipt."""
     evaluation = records.evaluation(report.task)
     if evaluation is not None and evaluation.population != population.name:
         evaluation = None
@@ -283,7 +285,6 @@ def answer_report(
         records.set_lease_state(report.lease, "answered")
     elif verdict.name != "duplicate":
         records.add_event(now, f"report {verdict.name}", report.device, verdict.reason)
-    receipt = Receipt(
+    return Receipt(
         device=report.device, update_id=report.report_id, verdict=verdict.name, reason=verdict.reason, issued_at=now
     )
-    return verdict, receipt_message(receipt, keys)

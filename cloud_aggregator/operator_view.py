@@ -14,9 +14,11 @@ from cloud_aggregator.aggregation_kernel import Kernel
 from cloud_aggregator.back_pressure import Pressure
 from cloud_aggregator.config import PopulationSettings
 from cloud_aggregator.errors import NotFound
+from cloud_aggregator.evaluations import is_open, recall
 from cloud_aggregator.named_sets import names_of
 from cloud_aggregator.records import (
     DeviceRecord,
+    EvaluationRecord,
     PopulationRecord,
     Records,
     ReleaseRecord,
@@ -263,6 +265,49 @@ def release_show(records: Records, prefix: str) -> View:
         if f"v-{release.version:04d}".startswith(prefix) or str(release.version) == prefix:
             return release_view(release)
     raise NotFound(f"no release {prefix[:80]!r}")
+
+
+def evaluation_view(evaluation: EvaluationRecord, leases: int, now: int) -> View:
+    """Return what was asked of devices and what they reported together; `leases` are out or answered."""
+    found = recall(evaluation)
+    top1, top3, error = found if found is not None else (None, None, None)
+    return {
+        "evaluation": f"e-{evaluation.task}",
+        "population": evaluation.population,
+        "version": evaluation.version,
+        "state": "open" if is_open(evaluation, now) else "closed",
+        "devices_wanted": evaluation.devices,
+        "leases": leases,
+        "reports": evaluation.reports,
+        "too_little_text": evaluation.silent,
+        "words": evaluation.words,
+        "hits1": evaluation.hits1,
+        "hits3": evaluation.hits3,
+        "top1_percent": None if top1 is None else round(top1, 3),
+        "top3_percent": None if top3 is None else round(top3, 3),
+        "top3_standard_error": None if error is None else round(error, 3),
+        "minimum_words": evaluation.minimum_words,
+        "most_words": evaluation.most_words,
+        "asked_at": iso(evaluation.asked_at),
+        "deadline": iso(evaluation.deadline),
+        "sha256": evaluation.sha256,
+    }
+
+
+def evaluation_list(records: Records, limit: int, now: int) -> View:
+    """Return evaluations, newest first; `limit` 0 means all."""
+    found = records.evaluations(None)
+    shown = [evaluation_view(each, records.count_taken(each.task), now) for each in found[: limit or None]]
+    return {"items": shown, "total": len(found)}
+
+
+def evaluation_show(records: Records, prefix: str, now: int) -> View:
+    """Return the one evaluation whose id begins with `prefix`, `e-` or not. Raises `NotFound`."""
+    wanted = prefix.removeprefix("e-")
+    found = [each for each in records.evaluations(None) if wanted and each.task.startswith(wanted)]
+    if len(found) != 1:
+        raise NotFound(f"{'no evaluation' if not found else f'{len(found)} evaluations'} of id {prefix[:80]!r}")
+    return evaluation_view(found[0], records.count_taken(found[0].task), now)
 
 
 def schedule_view(schedule: ScheduleRecord) -> View:

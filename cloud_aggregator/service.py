@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cloud_aggregator import enrolment, named_sets, releases
+from cloud_aggregator import enrolment, evaluations, named_sets, releases
 from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.aggregation_kernel import NUMPY_KERNEL, Kernel
 from cloud_aggregator.announcements import announcement_message, current_announcements, renew
@@ -27,6 +27,7 @@ from cloud_aggregator.answers import (
     answer_check_in,
     answer_status,
     answer_unstored,
+    receipt_message,
     stored_receipt,
     task_message,
 )
@@ -41,7 +42,7 @@ from cloud_aggregator.labels import check_label, printable
 from cloud_aggregator.model_chunks import BrokerBytes, answer_model_request
 from cloud_aggregator.population import Population, checkpoint, close_round, load
 from cloud_aggregator.ports import Blobs, Clock, Database, Deltas, Entropy, Evaluator, Message, Transport
-from cloud_aggregator.records import Records, ReleaseRecord, RequestRecord, ScheduleRecord
+from cloud_aggregator.records import EvaluationRecord, Records, ReleaseRecord, RequestRecord, ScheduleRecord
 from cloud_aggregator.release_gate import judge
 from cloud_aggregator.release_runner import Outcome, ReleaseRunner, advance
 from cloud_aggregator.release_schedule import is_due
@@ -53,6 +54,7 @@ from wire_contract.messages import (
     CheckIn,
     Enrolled,
     Enrolment,
+    EvaluationReport,
     ModelRequest,
     TaskOffer,
     TurnedAway,
@@ -347,6 +349,17 @@ class Service:
             records.set_schedule(schedule)
         return schedule
 
+    def ask_evaluation(
+        self, population: str, now: float, *, version: int | None, devices: int, minimum_words: int, most_words: int,
+        valid_s: int,
+    ) -> EvaluationRecord:  # fmt: skip
+        """Ask devices to evaluate an announced version (None: the refresh). Raises `NotFound` or `Refused`."""
+        with self._lock, self._look() as records:
+            return evaluations.ask(
+                records, self._population(population), self.keys, version=version, devices=devices,
+                minimum_words=minimum_words, most_words=most_words, valid_s=valid_s, now=int(now),
+            )  # fmt: skip
+
     def revoke(self, device: str, now: float) -> None:
         """Refuse everything that a device sends from now on. Raises `NotFound`."""
         with self._lock, self.database.transaction() as records:
@@ -428,6 +441,9 @@ class Service:
             done.outgoing += answer_model_request(
                 population, request, self.deltas, self.blobs, self._broker_bytes, self.keys, now
             )
+        elif isinstance(request, EvaluationReport):
+            receipt = evaluations.answer_report(records, population, request, now)
+            done.outgoing.append(receipt_message(receipt, self.keys))
         else:
             done.outgoing += _present(
                 answer_status(records, row.device, request.update_id, self.keys, now, repeated=False)

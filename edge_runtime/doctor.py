@@ -3,7 +3,6 @@
 import importlib.util
 import shutil
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,8 +27,6 @@ from edge_runtime.ports import PortError
 
 FREE_BYTES = 32 * 1024 * 1024
 CONNECT_S = 3.0
-# Termux's commands take about half a second.
-COMMANDS_S, POLL_S = 3.0, 0.2
 UNKNOWN = ("charging_unknown", "battery_unknown", "heat_unknown", "idle_unknown", "link_unknown")
 UNITS = {"battery": " %", "heat": " C", "battery heat": " C", "last use": " s ago", "load": " % of the time"}
 
@@ -138,11 +135,7 @@ def _conditions(home: Path, settings: Settings) -> list[Finding]:
 def _read(root: Path, now: float) -> Readings:
     sensors = LinuxSensors(root)
     try:
-        readings, end = sensors.read(now), time.monotonic() + COMMANDS_S
-        while sensors.waits and time.monotonic() < end:
-            time.sleep(POLL_S)
-            readings = sensors.read(now)
-        return readings
+        return sensors.read_answered(now)
     finally:
         sensors.close()
 

@@ -101,6 +101,8 @@ leases = sa.Table(
     sa.Index("leases_by_state", "task", "state", "deadline"),
 )
 
+_EVALUATION_SUMS = ("reports", "silent", "words", "hits1", "hits3", "words_words", "words_hits3", "hits3_hits3")
+
 evaluations = sa.Table(
     "evaluations",
     metadata,
@@ -113,12 +115,7 @@ evaluations = sa.Table(
     sa.Column("most_words", sa.BigInteger, nullable=False),
     sa.Column("asked_at", sa.BigInteger, nullable=False),
     sa.Column("deadline", sa.BigInteger, nullable=False),
-    *(
-        sa.Column(name, sa.BigInteger, nullable=False)
-        for name in (
-            "reports", "silent", "words", "hits1", "hits3", "words_words", "words_hits3", "hits3_hits3"
-        )  # fmt: skip
-    ),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in _EVALUATION_SUMS),
     sa.Index("evaluations_by_deadline", "population", "deadline"),
 )
 

@@ -51,6 +51,17 @@ class ScheduleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     population: str | None = None
 
 
+class EvaluationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST evaluations; without a `version` it is the announced refresh."""
+
+    population: str | None = None
+    version: int | None = None
+    devices: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20
+    minimum_words: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 50
+    most_words: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 2000
+    valid_seconds: Annotated[int, msgspec.Meta(ge=60, le=366 * 86_400)] = 7 * 86_400
+
+
 async def _read_body(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
@@ -173,6 +184,27 @@ def operator_routes(service: Service, token: str) -> APIRouter:
         release = service.undo(population, now(), version=wanted.version, dry_run=wanted.dry_run)
         shown = view.release_view(release)
         return {**shown, "outcome": "planned"} if wanted.dry_run else shown
+
+    @routes.get("/evaluations")
+    def evaluations(limit: Limit = 20) -> dict[str, Any]:
+        with service.database.reading() as records:
+            return view.evaluation_list(records, limit, now())
+
+    @routes.get("/evaluations/{evaluation}")
+    def evaluation_show(evaluation: str) -> dict[str, Any]:
+        with service.database.reading() as records:
+            return view.evaluation_show(records, evaluation, now())
+
+    @routes.post("/evaluations")
+    def evaluation_ask(body: Body) -> dict[str, Any]:
+        wanted: EvaluationBody = _parse(body, EvaluationBody)
+        with service.database.reading() as records:
+            population = view.one_population(records, wanted.population)
+        asked = service.ask_evaluation(
+            population, now(), version=wanted.version, devices=wanted.devices, minimum_words=wanted.minimum_words,
+            most_words=wanted.most_words, valid_s=wanted.valid_seconds,
+        )  # fmt: skip
+        return view.evaluation_view(asked, 0, now())
 
     @routes.get("/schedule")
     def schedule(population: str | None = None) -> dict[str, Any]:

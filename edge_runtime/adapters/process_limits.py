@@ -14,7 +14,7 @@ The rules:
 - what a system does not allow or does not know is reported by name and is no error: each of them is one more net;
 - a cgroup of its own is used only with its weight lowered: within a group of ordinary weight SCHED_IDLE means nothing,
   for it ranks a process among those of its own group;
-- a cgroup is made only inside one that is ours: systemd marks it (`Delegate=yes` sets the attribute "user.delegate"), or
+- a cgroup is made only inside one that is ours: systemd marks it (`Delegate=yes` sets the attribute user.delegate), or
   an ordinary user owns it. Root may write anywhere, and keeps out of what others manage;
 - `hurry` undoes what starves a process that has to write its checkpoint: the supervisor calls it, after stopping it.
 Unprivileged processes may not leave SCHED_IDLE (Linux asks for a nice value that RLIMIT_NICE grants): then `hurry` says

@@ -107,6 +107,14 @@ class LinuxSensors:
                 return wifi
         return hook
 
+    def read_answered(self, now: float, at_most_s: float = 3.0) -> Readings:
+        """Return every reading, after waiting for the first answers of commands: for who looks only once."""
+        readings, end = self.read(now), time.monotonic() + at_most_s
+        while self.waits and time.monotonic() < end:
+            time.sleep(2 * POLL_S)
+            readings = self.read(now)
+        return readings
+
     @property
     def waits(self) -> bool:
         """Whether a command has yet to give its first answer."""
