@@ -436,6 +436,7 @@ class Agent:
                 self._ledger.sent(
                     connection, after.report.lease, update_id=after.report.report_id,
                     size_bytes=len(encode_message(after.report)), examples=after.report.words, steps=0,
+                    at=self._ports.clock.now(),
                 )  # fmt: skip
 
     def _perform(self, effect: session.Effect) -> session.Event | None:

@@ -84,7 +84,18 @@ def told(
         "nights": [{"night": night, **asdict(used), "energy_wh": _energy(used, watts)} for night, used in shown_nights],
     }
     where = settings.policy.time_zone
-    header = (f"when ({where})", "kind", "task", "version", "examples", "steps", "sent bytes", "update", "verdict")
+    header = (
+        f"when ({where})",
+        "kind",
+        "task",
+        "version",
+        "examples",
+        "steps",
+        "sent bytes",
+        "sent",
+        "update",
+        "verdict",
+    )
     parts = [
         table([_as_row(row, where) for row in shown], header) if shown else "it has taken part in nothing yet",
         *([f"{len(shown)} of {len(rows)}; more: --limit 0"] if len(shown) < len(rows) else []),
@@ -98,15 +109,20 @@ def told(
 
 
 def _as_item(row: Participation) -> dict[str, object]:
-    return {**asdict(row), "at": _iso(row.at), "verdict_at": _iso(row.verdict_at) if row.verdict_at else ""}
+    times = {name: getattr(row, name) for name in ("at", "sent_at", "verdict_at")}
+    return {**asdict(row), **{name: _iso(moment) if moment else "" for name, moment in times.items()}}
 
 
 def _as_row(row: Participation, time_zone: str) -> tuple[object, ...]:
-    when = datetime.fromtimestamp(row.at, zone(time_zone)).strftime("%Y-%m-%d %H:%M")
     verdict = row.verdict or ("waits for its receipt" if row.update_id else "nothing sent")
+    sent = _local(row.sent_at, time_zone) if row.sent_at else "-"
     update = row.update_id[:8] or "-"
-    return (when, row.kind, row.task[:8], row.base_version, row.examples, row.steps, row.bytes, update,
-            verdict)  # fmt: skip
+    return (_local(row.at, time_zone), row.kind, row.task[:8], row.base_version, row.examples, row.steps, row.bytes,
+            sent, update, verdict)  # fmt: skip
+
+
+def _local(moment: float, time_zone: str) -> str:
+    return datetime.fromtimestamp(moment, zone(time_zone)).strftime("%Y-%m-%d %H:%M")
 
 
 def _as_night(night: str, used: Usage, watts: float) -> tuple[object, ...]:

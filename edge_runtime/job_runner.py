@@ -222,7 +222,7 @@ class JobRunner:
             header = decode_message(init.header, UpdateHeader)
             self._ledger.sent(
                 self.store.connection, lease, update_id=update_id, size_bytes=init.size_bytes,
-                examples=header.examples, steps=header.steps,
+                examples=header.examples, steps=header.steps, at=self._clock.now(),
             )  # fmt: skip
 
     def _evaluate(self, job: Evaluate, may_go_on: MayGoOn) -> JobResult:

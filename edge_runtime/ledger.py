@@ -33,8 +33,8 @@ class Participation:
     """One lease that the device worked on: numbers and ids only, no text.
 
     `at` is Unix seconds when it began; `examples` and `steps` are the training's (of an evaluation `examples` are the
-    words scored), `update_id` is what it sent ("" if nothing yet), `bytes` how long that was, `verdict` the
-    aggregator's, "" until it came at `verdict_at`.
+    words scored), `update_id` is what it sent ("" if nothing yet), `bytes` how long that was, `sent_at` when it was put
+    out for sending, `verdict` the aggregator's, "" until it came at `verdict_at`.
     """
 
     lease: str
@@ -49,6 +49,7 @@ class Participation:
     bytes: int = 0
     verdict: str = ""
     verdict_at: float = 0.0
+    sent_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,20 @@ class LedgerRows:
         return admit(self.rows(), offer, self.terms, now)
 
     def sent(
-        self, connection: sqlite3.Connection, lease: str, *, update_id: str, size_bytes: int, examples: int, steps: int
+        self,
+        connection: sqlite3.Connection,
+        lease: str,
+        *,
+        update_id: str,
+        size_bytes: int,
+        examples: int,
+        steps: int,
+        at: float,
     ) -> None:
         """Note what a participation sends, in the transaction that queues it. `size_bytes`: sealed, as it goes out."""
         connection.execute(
-            "UPDATE participation SET update_id = ?, bytes = ?, examples = ?, steps = ? WHERE lease = ?",
-            (update_id, size_bytes, examples, steps, lease),
+            "UPDATE participation SET update_id = ?, bytes = ?, examples = ?, steps = ?, sent_at = ? WHERE lease = ?",
+            (update_id, size_bytes, examples, steps, at, lease),
         )
 
     def settle(self, connection: sqlite3.Connection, update_id: str, verdict: str, at: float) -> None:

@@ -29,7 +29,7 @@ def home(tmp_path):
             ledger.begin(connection, asked, at)
             if number < 2:
                 ledger.sent(connection, asked.lease, update_id=f"{number:032x}", size_bytes=9000 + number, examples=80,
-                            steps=5)  # fmt: skip
+                            steps=5, at=at + 30.0)  # fmt: skip
             night = datetime.fromtimestamp(at, UTC).date().isoformat()
             store.add_usage(connection, night, Usage(300.4, 9000, 3000.0, 70_000, 1))
     with store.transaction() as connection:
@@ -44,6 +44,8 @@ def test_it_says_what_was_sent_when_and_how_many_bytes_newest_first(home):
         ("evaluate", 4, 0, ""), ("train", 3, 0, ""), ("train", 2, 9001, ""), ("train", 1, 9000, "accepted"),
     ]  # fmt: skip
     assert data["items"][3]["at"] == "2027-01-15T08:00:00Z"
+    assert data["items"][3]["sent_at"] == "2027-01-15T08:00:30Z"
+    assert data["items"][0]["sent_at"] == ""
     assert data["items"][3]["verdict_at"] == "2027-01-15T08:01:00Z"
     assert data["totals"]["sent_bytes"] == 18_001
     assert (data["totals"]["accepted"], data["totals"]["waiting"]) == (1, 1)
@@ -81,7 +83,7 @@ def test_it_is_one_line_of_json_without_any_text_of_the_person(home):
     assert "\n" not in line and json.loads(line)["status"] == "ok"
     columns = {key for item in history(home, "", 0).data["items"] for key in item}
     assert columns == {"lease", "population", "task", "kind", "base_version", "at", "examples", "steps", "update_id",
-                       "bytes", "verdict", "verdict_at"}  # fmt: skip
+                       "bytes", "verdict", "verdict_at", "sent_at"}  # fmt: skip
 
 
 def test_a_device_that_did_nothing_says_so(tmp_path):

@@ -238,7 +238,7 @@ class TestOnDisk:
         ledger = LedgerRows(store, FREE)
         with store.transaction() as connection:
             ledger.begin(connection, offer(1), START)
-            ledger.sent(connection, offer(1).lease, update_id="u", size_bytes=9, examples=80, steps=5)
+            ledger.sent(connection, offer(1).lease, update_id="u", size_bytes=9, examples=80, steps=5, at=START)
         with store.transaction() as connection:
             ledger.begin(connection, offer(1), START + 3600)
         (row,) = self.again(tmp_path)
@@ -250,14 +250,15 @@ class TestOnDisk:
             ledger.begin(connection, offer(1), START)
             ledger.begin(connection, offer(2), START + 1)
         with store.transaction() as connection:
-            ledger.sent(connection, offer(1).lease, update_id="aa", size_bytes=9172, examples=80, steps=5)
+            ledger.sent(connection, offer(1).lease, update_id="aa", size_bytes=9172, examples=80, steps=5,
+                        at=START + 30.0)  # fmt: skip
         with store.transaction() as connection:
             ledger.settle(connection, "aa", "accepted", START + 90.0)
             ledger.settle(connection, "of nobody", "stale", START + 91.0)
             ledger.settle(connection, "", "stale", START + 92.0)
         newer, older = self.again(tmp_path)
         assert older == replace(took_part(offer(1)), examples=80, steps=5, update_id="aa", bytes=9172,
-                                verdict="accepted", verdict_at=START + 90.0)  # fmt: skip
+                                verdict="accepted", verdict_at=START + 90.0, sent_at=START + 30.0)  # fmt: skip
         assert newer == took_part(offer(2), START + 1)
         assert ledger.rows(since=START + 0.5) == (newer,)
 
