@@ -26,12 +26,21 @@ import msgspec
 from edge_runtime.agent import Agent, Ports
 from edge_runtime.eligibility import Reading
 from edge_runtime.ports import Download, NotThere, Received, TooLarge, Unreachable
-from tests.edge_runtime.crash_story import Outcome, Story, Verdict, compare, first_enrol, first_version, type_text
+from tests.edge_runtime.crash_story import (
+    ROWS,
+    SENTENCES,
+    Outcome,
+    Story,
+    Verdict,
+    compare,
+    first_enrol,
+    first_version,
+    type_text,
+)
 from tests.edge_runtime.fakes import GOOD, FakeClock, FakeSensors, FakeTransport, Fuse
 
 VERDICTS = ("accepted", "stale", "accepted", "accepted", "malformed")
 TURN_S = 400.0
-ROWS = 128
 EARLY, LONGEST_S = 0.15, 0.3
 _ERRORS = {"Unreachable": Unreachable, "TooLarge": TooLarge, "NotThere": NotThere}
 
@@ -239,7 +248,7 @@ class KilledDevice:
             whole, sentences = arguments
             if not whole:
                 self.verdict.note("half_activated", f"life {self.kills}")
-            if sentences != 60:
+            if sentences != SENTENCES:
                 self.verdict.note("lost", f"life {self.kills}: {sentences} sentences")
             self.lives_whole += bool(whole)
             return "is", None

@@ -52,6 +52,8 @@ maximum_seconds = 2
 [plan]
 rows = 32
 epochs = 1
+[plan.codec]
+kept = 0.3
 [release]
 cron = ""
 """
@@ -156,7 +158,7 @@ def upload(
     with AggregatorProcess(folder, BUNDLE, POPULATION, port=free_port(), broker_url=broker.url) as aggregator:
         enrolled = aggregator.enrol(home, next(aggregator.tokens(1)), "keyboard")
         with FaultProxy(("127.0.0.1", broker.port), cut_after_bytes=cut_after_bytes, rate=rate) as proxy:
-            settings = Settings(policy=POLICY)
+            settings = Settings(policy=POLICY, personal=False, ballast_bytes=0, spread_s=0)
             transport = MqttTransport(proxy.url, enrolled.device, keepalive_s=keepalive_s)
             trainer = LargeUpdates(home, runtime, clock, data)
             ports = Ports(clock, PlayedSensors(), transport, HttpDownloads(), trainer, identity.system_entropy)

@@ -26,14 +26,12 @@ import msgspec
 from edge_runtime import (
     eligibility,
     job_outcome,
-    local_rules,
     night_window,
     personal_task,
     session,
     session_row,
 )
 from edge_runtime.adapters import checkpoints, files, vector_files
-from edge_runtime.adapters.database import scrub_file
 from edge_runtime.adapters.example_store import SqliteExampleStore
 from edge_runtime.adapters.ledger_rows import LedgerRows
 from edge_runtime.adapters.outbox import Outbox
@@ -41,6 +39,7 @@ from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.config import Settings
 from edge_runtime.day_keys import StorageKey
 from edge_runtime.eligibility import Decision, Moment, Standing, Usage
+from edge_runtime.forgetting import forget_what_was_made
 from edge_runtime.home_room import HomeRoom
 from edge_runtime.identity import load, load_enrolled
 from edge_runtime.inbox import Inbox
@@ -48,6 +47,7 @@ from edge_runtime.jobs import Evaluate, LongJob, Personalize, Train
 from edge_runtime.link import Link, LinkMemory, encode_memory, read_memory
 from edge_runtime.model_slots import Held, ModelSlots
 from edge_runtime.night_budget import NightBudget
+from edge_runtime.offer_terms import CAPABILITIES, declined
 from edge_runtime.ports import (
     Clock,
     Downloads,
@@ -63,6 +63,7 @@ from edge_runtime.ports import (
     Unreachable,
 )
 from edge_runtime.session import Phase
+from edge_runtime.session_journal import SessionJournal
 from edge_runtime.session_row import SessionRow
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.upload import Upload
@@ -71,20 +72,13 @@ from edge_runtime.workbench import Workbench
 from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest
 from wire_contract.messages import (
-    EVALUATION_CAPABILITY,
     CheckIn,
     EvaluationOffer,
     StatusQuery,
     TaskOffer,
-    capabilities_needed,
     encode_message,
 )
 
-CAPABILITIES = (
-    "codec:basis", "codec:shared", "codec:threshold", "codec:topk", "codec:topk4", "entropy:deflate", "entropy:none",
-    "entropy:zstd", "signature:train", "signature:train_sampled", "plan:separation", EVALUATION_CAPABILITY,
-    *local_rules.CAPABILITIES,
-)  # fmt: skip
 ROW_TOKENS = 20
 LINK = "link"
 # A killed agent forgets at most so many seconds of training that the night has used.
@@ -121,6 +115,7 @@ class Agent:
         self._budget = NightBudget(self._store, self._policy, ports.clock.elapsed)
         self._row = SessionRow(self._store)
         self._ledger = LedgerRows(self._store, settings.ledger.as_terms())
+        self._journal = SessionJournal(self._store, self._row, self._ledger)
         self._bench = Workbench(home, ports.trainer, self._store, self._row, self._ledger, self._budget, ports.clock)
         self._keeper = VersionKeeper(
             home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild
@@ -245,12 +240,9 @@ class Agent:
                 checkpoints.drop(self.home)
             if forgotten:
                 self._bench.stop()
-                self._sweep_vectors()
+                vector_files.sweep(self.home / "vectors", self._store)
         except (StorageFull, StorageFailed) as e:
             self._notes.refused.append(name_of(e))
-
-    def _sweep_vectors(self) -> None:
-        vector_files.sweep(self.home / "vectors", self._store)
 
     def _remember_link(self, memory: LinkMemory) -> None:
         self._store.put(LINK, encode_memory(memory), times_forgotten=self._row.times_forgotten)
@@ -310,10 +302,9 @@ class Agent:
     def forget_word(self, word: str) -> int:
         """Delete the sentences with `word`, and all that was made of any text; return how many sentences that was.
 
-        Nobody can tell which words a copy, checkpoint, residual or update came from, so all of them go, and with them
-        the lease; also when no sentence holds the word any more, for an older training may have seen it. The other
-        sentences stay, and another training begins with them. An agent that runs in this home stops its training.
-        Raises `StorageFull` or `StorageFailed`.
+        Also when no sentence holds the word any more, for an older training may have seen it. The other sentences stay,
+        and another training begins with them. An agent that runs in this home stops its training (`forgetting`). Raises
+        `StorageFull` or `StorageFailed`.
         """
         try:
             return self._example_store.forget_word(word)
@@ -323,8 +314,8 @@ class Agent:
     def forget_everything(self) -> int:
         """Delete the examples and all that was made of them: copy, checkpoint, residual, lease, updates that wait.
 
-        Returns how many words that was. What a broker has already taken can't be called back. An agent that runs in
-        this home stops its training. Raises `StorageFull` or `StorageFailed`.
+        Returns how many words that was. An agent that runs in this home stops its training (`forgetting`). Raises
+        `StorageFull` or `StorageFailed`.
         """
         try:
             words = self._example_store.count_words()
@@ -334,17 +325,7 @@ class Agent:
             self._forget_what_was_made()
 
     def _forget_what_was_made(self) -> None:
-        # After the text: what a running agent makes of it until here goes with the transaction; what it has in memory
-        # after it, it may not write (`Forgotten`).
-        from edge_runtime.adapters import personal_copy
-
-        self._state = self._saved = self._row.forget()
-        checkpoints.drop(self.home)
-        personal_copy.forget(self.home)
-        self._sweep_vectors()
-        # Half-written files of processes that were killed, and what SQLite keeps of deleted rows.
-        files.sweep_litter(self.home)
-        scrub_file(self._store.connection, str(self._store.path))
+        self._state = self._saved = forget_what_was_made(self.home, self._store, self._row)
 
     def close(self) -> None:
         """Leave the broker politely and close the files."""
@@ -425,19 +406,7 @@ class Agent:
             self._saved = self._state
 
     def _put(self, after: session.State) -> None:
-        """Write the state, and with it what the ledger says of it: that it begins, or what it sends."""
-        begins = after.phase is not self._saved.phase and after.phase in (Phase.TRAINING, Phase.EVALUATING)
-        lease = after.offer or after.evaluation
-        with self._store.transaction() as connection:
-            self._row.put(after)
-            if begins and lease is not None:
-                self._ledger.begin(connection, lease, self._ports.clock.now())
-            if after.report is not None and self._saved.report is None:
-                self._ledger.sent(
-                    connection, after.report.lease, update_id=after.report.report_id,
-                    size_bytes=len(encode_message(after.report)), examples=after.report.words, steps=0,
-                    at=self._ports.clock.now(),
-                )  # fmt: skip
+        self._journal.put(self._saved, after, self._ports.clock.now())
 
     def _perform(self, effect: session.Effect) -> session.Event | None:
         match effect:
@@ -482,18 +451,7 @@ class Agent:
         self._notes.checked_in = True
 
     def _declined(self, offer: TaskOffer | EvaluationOffer) -> session.Declined | None:
-        """Return why an offer is not taken: the ledger says no, or the plan needs what this device does not have."""
-        now = self._ports.clock.now()
-        permission = self._ledger.admit(offer, now)
-        if not permission.may:
-            self._notes.refused.append("took_part")
-            return session.Declined(now, self._draw(), permission.reason, permission.not_before or 0.0)
-        needed = capabilities_needed(offer.plan) if isinstance(offer, TaskOffer) else frozenset()
-        unknown = sorted(needed - set(CAPABILITIES))
-        if unknown:
-            self._notes.refused.append("plan_refused")
-            return session.Declined(now, self._draw(), f"this device does not know {', '.join(unknown)}")
-        return None
+        return declined(offer, self._ledger, self._notes, now=self._ports.clock.now(), draw=self._draw)
 
     def _may_send(self) -> bool:
         return self._decide().may_send

@@ -170,7 +170,7 @@ class JobRunner:
         def save_state(update_id: str, finished_at: float) -> None:
             after, _ = session.step(state, session.UpdateQueued(finished_at, update_id))
             row.put(after)
-            self._note_sent(offer.lease, update_id)
+            self._note_sent(offer.lease, update_id, finished_at)
 
         task = training_task.TrainingTask(
             self.home, store, self.who[0], self._runtime, self._entropy, job.chunk_bytes, job.times_forgotten
@@ -202,9 +202,10 @@ class JobRunner:
         task = training_task.TrainingTask(
             self.home, self.store, self.who[0], self._runtime, self._entropy, 0, job.times_forgotten
         )
+        now = self._clock.now()
 
         def save_state() -> None:
-            self._ledger.settle(self.store.connection, job.update_id, job.verdict, self._clock.now())
+            self._ledger.settle(self.store.connection, job.update_id, job.verdict, now)
             row.put(job.state)
 
         task.settle(job.update_id, job.verdict, save_state)
@@ -215,14 +216,14 @@ class JobRunner:
         # The owner's terms are asked before a participation begins, which is the agent's to do.
         return LedgerRows(self.store, OwnTerms())
 
-    def _note_sent(self, lease: str, update_id: str) -> None:
+    def _note_sent(self, lease: str, update_id: str, at: float) -> None:
         update = Outbox(self.store).get(update_id)
         if update is not None:
             init = decode_message(read_envelope(update.init).body, UpdateInit)
             header = decode_message(init.header, UpdateHeader)
             self._ledger.sent(
                 self.store.connection, lease, update_id=update_id, size_bytes=init.size_bytes,
-                examples=header.examples, steps=header.steps, at=self._clock.now(),
+                examples=header.examples, steps=header.steps, at=at,
             )  # fmt: skip
 
     def _evaluate(self, job: Evaluate, may_go_on: MayGoOn) -> JobResult:

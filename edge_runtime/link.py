@@ -36,7 +36,6 @@ from wire_contract.messages import DeviceReport, encode_message
 from wire_contract.topics import DeviceTopic, ModelTopic, build_topic
 
 STALL_S = 60.0
-KEEPALIVE_S = 60.0
 GOODBYE_S = 10.0
 LIMIT_BYTES = 96 * 1024
 Versions = tuple[int, int]
@@ -114,7 +113,7 @@ class Link:
 
     def chunk_bytes(self, wanted: int) -> int:
         """Return how large the chunks of an update that is sealed now should be: at most `wanted` bytes."""
-        return send_window.chunk_bytes(wanted, self._memory.rate, KEEPALIVE_S, self.limit_bytes)
+        return send_window.chunk_bytes(wanted, self._memory.rate, send_window.KEEPALIVE_S, self.limit_bytes)
 
     def keep(self, wanted: bool, versions: Versions, opened_at: float | None = None) -> None:
         """Connect or leave as `wanted`. `opened_at`: when the night's window opened, None if it has none.

@@ -38,7 +38,8 @@ def chance_of(worse: int, better: int) -> float:
     if min(worse, better) < 0:
         raise ValueError(f"counts are not negative, got {worse} and {better}")
     throws = worse + better
-    return sum(comb(throws, heads) for heads in range(worse, throws + 1)) / 2**throws
+    tails: int = sum(comb(throws, heads) for heads in range(worse, throws + 1))
+    return tails / (1 << throws)
 
 
 def choose(newer: Sequence[bool], previous: Sequence[bool], significance: float = SIGNIFICANCE) -> Verdict:

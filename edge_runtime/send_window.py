@@ -12,6 +12,7 @@ The rules:
 from dataclasses import dataclass, replace
 from typing import Final
 
+KEEPALIVE_S: Final = 60
 NARROW: Final = 2
 WIDE: Final = 4
 QUICK_S: Final = 1.0

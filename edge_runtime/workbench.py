@@ -142,9 +142,10 @@ class Workbench:
             self._take_used()
             _raise_failed(result)
             return
+        now = self._clock.now()
         with self._store.transaction() as connection:
             Outbox(self._store).remove(connection, update_id)
-            self._ledger.settle(connection, update_id, verdict, self._clock.now())
+            self._ledger.settle(connection, update_id, verdict, now)
             self._row.put(after)
         checkpoints.drop(self._home)
         vector_files.sweep(self._home / "vectors", self._store)

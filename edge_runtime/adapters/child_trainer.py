@@ -59,11 +59,16 @@ _TERMS = TrainerTerms()
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """How a stop went: whether the child had to be stopped by the kernel, whether it was killed in the end, seconds
-    until it was gone, and CPU seconds that it used after it was told to stop."""
+    """How a stop went.
+
+    `asked_at` is on the monotonic clock; from then on it took `trained_s` until the child trained no more (it was gone, or
+    the kernel stopped it: `starved`), `gone_s` until it was gone (`killed` if it did not go by itself), and `cpu_s` of CPU.
+    """
 
     starved: bool
     killed: bool
+    asked_at: float
+    trained_s: float
     gone_s: float
     cpu_s: float
 
@@ -366,18 +371,23 @@ class ChildTrainer:
         return Died(reason=f"the trainer ended without an answer, exit status {child.code}")
 
     def _end(self, child: _Child) -> None:
-        began, used, starved, killed = time.monotonic(), child.used().cpu_s, False, False
+        used, starved, killed = child.used().cpu_s, False, False
+        asked_at = time.monotonic()
         child.signal(signal.SIGTERM)
-        if not child.gone.wait(ASK_S):
+        if child.gone.wait(ASK_S):
+            trained_s = time.monotonic() - asked_at
+        else:
             starved = True
             child.signal(signal.SIGSTOP)
+            trained_s = time.monotonic() - asked_at
             child.hurry()
             child.signal(signal.SIGCONT)
             if not child.gone.wait(GRACE_S):
                 killed = True
                 child.signal(signal.SIGKILL)
                 child.gone.wait()
-        self.last_stop = StopReport(starved, killed, time.monotonic() - began, max(0.0, child.used().cpu_s - used))
+        gone_s = time.monotonic() - asked_at
+        self.last_stop = StopReport(starved, killed, asked_at, trained_s, gone_s, max(0.0, child.used().cpu_s - used))
 
     def _kill(self) -> None:
         if self._child is not None:

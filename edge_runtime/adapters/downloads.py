@@ -1,12 +1,14 @@
 """HTTP downloads with the standard library: Range, timeouts, a limit on bytes; nothing foreign leaves.
 
-One connection a download. Redirects are not followed: the manifest's address is the address.
+One connection a download. Redirects are not followed: the manifest's address is the address. Over https the server's
+name is checked against the system's certificate authorities, or the one in a file.
 """
 
 import http.client
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from edge_runtime.adapters.tls import client_context
 from edge_runtime.ports import Download, NotThere, TooLarge, Unreachable
 
 TIMEOUT_S = 15.0
@@ -14,15 +16,16 @@ PIECE_BYTES = 256 * 1024
 
 
 class HttpDownloads:
-    """Implements the Downloads port."""
+    """Implements the Downloads port. `ca_file` (PEM) names the authority of an https server, "" the system's."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S, *, ca_file: str = "") -> None:
         self._timeout_s = timeout_s
+        self._ca_file = ca_file
 
     def fetch(self, url: str, start: int, limit_bytes: int) -> Download:
         """Open `url` from byte `start`; at most `limit_bytes` come out of the iterator, more is `TooLarge`."""
         headers = {"Range": f"bytes={start}-"} if start else {}
-        connection = connect(url, self._timeout_s)
+        connection = connect(url, self._timeout_s, self._ca_file)
         try:
             response = request(connection, "GET", url, None, headers)
         except BaseException:
@@ -42,7 +45,7 @@ class HttpDownloads:
         return Download(begins, _read(connection, response, url, limit_bytes - begins))
 
 
-def connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
+def connect(url: str, timeout_s: float, ca_file: str = "") -> http.client.HTTPConnection:
     """Return an unopened connection for `url`. Raises `Unreachable` if it is no http(s) address."""
     try:
         parts = urlsplit(url)
@@ -51,8 +54,9 @@ def connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
         raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}") from e
     if parts.scheme not in ("http", "https") or not host:
         raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(host, port, timeout=timeout_s)
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=client_context(ca_file))
 
 
 def request(

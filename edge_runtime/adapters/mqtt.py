@@ -10,26 +10,24 @@ The rules, each with its measurement in the design's mqtt.md (docs/transport.md 
 - an ack for an older connection is dropped, because its packet id may by now mean another message;
 - reconnecting is the agent's business (full jitter by its own clock), not paho's;
 - a persistent session of two hours, keepalive 60 s; every connection subscribes, for the broker may have lost the
-  session, and retained messages come with a subscription.
+  session, and retained messages come with a subscription;
+- paho is imported by the first connection: an idle agent is small.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from edge_runtime.adapters.mqtt_connection import (
-    KEEPALIVE_S,
-    NO_LIMIT,
-    PUBLISH_OVERHEAD_BYTES,
-    Arrived,
-    Connection,
-    Refused,
-)
 from edge_runtime.broker_address import Route, parse_addresses
 from edge_runtime.ports import Outgoing, Received, Unreachable
-from edge_runtime.send_window import SendWindow
+from edge_runtime.send_window import KEEPALIVE_S, SendWindow
+
+if TYPE_CHECKING:
+    from edge_runtime.adapters.mqtt_connection import Connection
 
 CONNECT_TIMEOUT_S = 10.0
 STALL_S = 60.0
+NO_LIMIT = 1 << 28
 
 
 class MqttTransport:
@@ -80,6 +78,8 @@ class MqttTransport:
 
     def connect(self, will: Outgoing, subscriptions: Sequence[str]) -> None:
         """Open the session and subscribe. Raises `Unreachable`."""
+        from edge_runtime.adapters.mqtt_connection import Connection, Refused
+
         self.drop()
         failures = []
         for place in self._route.order(self._clock()):
@@ -96,7 +96,7 @@ class MqttTransport:
                 continue
             self._connection = connection
             self._route = self._route.worked(place, self._clock())
-            self._limit_bytes = connection.limits.packet_bytes - PUBLISH_OVERHEAD_BYTES
+            self._limit_bytes = connection.limit_bytes
             self._window = SendWindow().limited(connection.limits.receive_maximum)
             return
         raise Unreachable("; ".join(failures))
@@ -135,10 +135,9 @@ class MqttTransport:
 
     def ack(self, received: Received) -> None:
         """Acknowledge a message of this connection; one of an older connection is silently left to redelivery."""
-        match received.handle:
-            case (Connection() as connection, Arrived() as arrived) if connection is self._connection:
-                if self.connected:
-                    connection.ack(arrived)
+        connection, handle = self._connection, received.handle
+        if connection is not None and self.connected and isinstance(handle, tuple) and handle[0] is connection:
+            connection.ack(handle[1])
 
     def tend(self) -> None:
         """Answer and send pings during long work; a lost connection shows itself at the next call that matters."""
@@ -163,7 +162,7 @@ class MqttTransport:
         self._in_flight.clear()
         self._refused.clear()
 
-    def _present(self) -> Connection:
+    def _present(self) -> "Connection":
         if self._connection is None:
             raise Unreachable(f"the broker {self.address} is not connected")
         return self._connection

@@ -26,7 +26,6 @@ from edge_runtime.adapters.tls import client_context
 from edge_runtime.broker_address import BrokerAddress
 from edge_runtime.ports import Outgoing, TooLarge, Unreachable
 
-KEEPALIVE_S: Final = 60
 SESSION_EXPIRY_S: Final = 7200
 OUR_MAX_PACKET_BYTES: Final = 128 * 1024
 OUR_RECEIVE_MAXIMUM: Final = 16
@@ -101,6 +100,11 @@ class Connection:
         client.on_message = self._on_message
         self._client = client
 
+    @property
+    def limit_bytes(self) -> int:
+        """How many bytes topic and payload of a publish may have together."""
+        return self.limits.packet_bytes - PUBLISH_OVERHEAD_BYTES
+
     def open(self, will: Outgoing, subscriptions: Sequence[str], timeout_s: float, clock: Callable[[], float]) -> None:
         """Connect and subscribe, each within `timeout_s` by `clock`. Raises `Unreachable`, `Refused`; closed then."""
         client, address = self._client, self._address
@@ -146,7 +150,7 @@ class Connection:
     def publish(self, message: Outgoing) -> int:
         """Hand a message to the socket; return its packet id. Raises `TooLarge` with nothing sent."""
         size = len(message.payload) + len(message.topic.encode())
-        if size > self.limits.packet_bytes - PUBLISH_OVERHEAD_BYTES:
+        if size > self.limit_bytes:
             raise TooLarge(
                 f"{self._where} takes packets of {self.limits.packet_bytes} bytes, got {size + PUBLISH_OVERHEAD_BYTES}"
             )

@@ -31,11 +31,14 @@ from edge_runtime.adapters.vectors import Vectors
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.session import Phase
 from tests.edge_runtime.crash_states import Tree
-from tests.edge_runtime.fakes import GOOD, Fuse, World
+from tests.edge_runtime.fakes import Fuse, World
 from wire_contract import delta
 from wire_contract.patch import patch, read_tensors
 
 MOST_STEPS = 60
+SENTENCES = 150
+# Six steps, of which the cable leaves time for two.
+ROWS, READS_BEFORE_THE_CABLE = 96, 3
 VISIBLE = ("publish", "flush", "ack", "connect")
 
 
@@ -129,6 +132,7 @@ class Story:
         self.outcomes: dict[int, Outcome] = {}
         # How a step is done; on a disk that fails, whoever plays puts something else here.
         self.attempt: Callable[[Callable[[Story], None]], object] = lambda step: step(self)
+        self.interruptions = 0
         self.refused: set[str] = set()
         self.device = ""
         self.copied_of = ""
@@ -254,7 +258,7 @@ def first_version(story: Story) -> None:
 def texts(story: Story) -> list[str]:
     rng = np.random.default_rng(5)
     words = story.world.aggregator.vocabulary.decode().split("\n")[4:-1]
-    return [" ".join(words[min(i, 595)] for i in rng.zipf(1.3, 12).clip(1, 596) - 1) for _ in range(60)]
+    return [" ".join(words[min(i, 595)] for i in rng.zipf(1.3, 12).clip(1, 596) - 1) for _ in range(SENTENCES)]
 
 
 def type_text(story: Story) -> None:
@@ -266,10 +270,13 @@ def type_text(story: Story) -> None:
 
 def turn(story: Story) -> None:
     world = story.world
-    story.refused |= set(world.agent.turn().refused)
+    if story.interruptions:
+        world.sensors.good_reads = READS_BEFORE_THE_CABLE
+    report = world.agent.turn()
+    world.sensors.good_reads = None
+    story.interruptions -= report.interrupted
+    story.refused |= set(report.refused)
     story.note_versions()
-    if world.sensors.good_reads == 0:
-        world.sensors.good_reads = None
     world.aggregator.work()
     if story.judged() > story.judged_before:
         # One update a stage: whatever more is counted in it is counted twice.
@@ -297,12 +304,12 @@ def next_version(story: Story) -> None:
     story.world.downloads.files[path] = delta.encode(before, aggregator.model, aggregator.manifest)
 
 
-def training(verdict: str, *, good_reads: int | None = None, moves_on: bool = True) -> Callable[[Story], None]:
+def training(verdict: str, *, interruptions: int = 0, moves_on: bool = True) -> Callable[[Story], None]:
     def prepare(story: Story) -> None:
         world = story.world
         world.aggregator.verdict, world.aggregator.turn_away = verdict, ""
-        world.aggregator.plan = msgspec.structs.replace(world.aggregator.plan, rows=128)
-        world.sensors.readings, world.sensors.good_reads = GOOD, good_reads
+        world.aggregator.plan = msgspec.structs.replace(world.aggregator.plan, rows=ROWS)
+        story.interruptions = interruptions
         world.clock.time += 2000
         if moves_on:
             next_version(story)
@@ -354,14 +361,14 @@ STAGES = (
     Stage("enrol", nothing, first_enrol, has("enrolled")),
     Stage("first version", nothing, first_version, has("first")),
     Stage("text", nothing, type_text, has("typed")),
-    Stage("interrupted training, accepted", training("accepted", good_reads=8, moves_on=False), turn, settled),
+    Stage("interrupted training, accepted", training("accepted", interruptions=1, moves_on=False), turn, settled),
     Stage("delta installed, stale", training("stale"), turn, settled),
-    Stage("returned and accepted", training("accepted", good_reads=6), turn, settled),
+    Stage("returned and accepted", training("accepted", interruptions=2), turn, settled),
     Stage("refused", training("malformed", moves_on=False), turn, settled),
     Stage("personal copy", nothing, keep_copy(1), has("copied 1")),
     Stage("personal copy again", nothing, keep_copy(2), has("copied 2")),
     Stage("forgotten while it waits", before_forgetting, forget, has("forgotten")),
-    Stage("trained on the rest", training("accepted", good_reads=7), turn, settled),
+    Stage("trained on the rest", training("accepted", interruptions=1), turn, settled),
 )
 
 

@@ -38,7 +38,8 @@ class Report:
 
 
 class PowerCuts:
-    """Cuts one story. `stages` (None: all) says in which; `every` takes each n-th moment only; `lies` is the disk's."""
+    """Cuts one story. `stages` (None: all) says in which; `every` takes each n-th
+    moment only, and a stage's first; `lies` is the disk's."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class PowerCuts:
         self._stages = stages or range(len(STAGES))
         self._every = every
         self._model = Disk()
-        self._moments = 0
+        self._moments, self._in_stage = 0, -1
         self._applied = 0
         self._judged: set[int] = set()
         self._seen_at = -1
@@ -118,7 +119,8 @@ class PowerCuts:
         if story.stage not in self._stages:
             return
         self._moments += 1
-        if self._moments % self._every:
+        first, self._in_stage = self._in_stage != story.stage, story.stage
+        if self._moments % self._every and not first:
             return
         last = log[-1] if log else None
         point = (last.site, last.kind, last.by) if last is not None else ("nothing yet", "", "")

@@ -6,10 +6,12 @@ import msgspec
 import paho.mqtt.client as paho
 import pytest
 
+from benchmarks.fault_proxy import FaultProxy
 from edge_runtime.adapters.mqtt import MqttTransport
 from edge_runtime.agent import Agent, Ports
+from edge_runtime.eligibility import Reading
 from edge_runtime.ports import Outgoing
-from tests.edge_runtime.fakes import RUNTIME, Killed, World
+from tests.edge_runtime.fakes import GOOD, Killed, World
 from tests.edge_runtime.test_mqtt import wait_until
 from wire_contract.messages import CodecPlan, Plan
 
@@ -140,3 +142,115 @@ def test_the_brokers_will_tells_of_a_device_that_vanished(world):
     assert dataclasses.is_dataclass(world.broker.log[-1])
     world.aggregator.work()
     assert len(world.aggregator.reports) >= 2
+
+
+def open_behind(world, broker, proxy):
+    """Open the world's agent anew with a bad link between it and the broker."""
+    world.agent.abandon()
+    transport = MqttTransport(proxy.url, "device", timeout_s=5)
+    ports = Ports(world.clock, world.sensors, transport, world.downloads, world.trainer(), world.entropy)
+    world.agent = Agent(world.home, world.settings, ports)
+
+
+def large_update(world):
+    """Let the next update have dozens of chunks."""
+    world.settings = msgspec.structs.replace(world.settings, chunk_bytes=1024)
+    world.aggregator.plan = Plan(
+        signature="train", rows=40, learning_rate=0.5, codec=CodecPlan(kept=0.9, entropy="none")
+    )
+
+
+def test_a_link_that_is_cut_again_and_again_brings_an_update_through_at_little_more_than_its_size(
+    world, mosquitto_broker
+):
+    large_update(world)
+    with FaultProxy(("127.0.0.1", mosquitto_broker.port), cut_after_bytes=12_000) as proxy:
+        open_behind(world, mosquitto_broker, proxy)
+        world.type_text()
+        receipts = []
+        for _ in range(60):
+            receipts += world.agent.turn(wait_s=0.2).receipts
+            world.aggregator.work()
+            world.clock.time += 30
+            if receipts and receipts[-1] != "incomplete":
+                break
+        (update,) = world.aggregator.updates.values()
+        # Cut more than twice, and an old answer that comes again does not begin anew what was sent since.
+        assert receipts[-1] == "accepted" and proxy.cuts >= 2
+        assert update.init.size_bytes > 25_000
+        assert proxy.bytes_up <= 1.7 * update.init.size_bytes
+        proxy.cut_after_bytes = 0
+        world.agent.close()
+
+
+class MeteredWhileAnUpdateWaits:
+    """Every condition holds, but the link costs money from the moment when an update waits until `free` is set."""
+
+    def __init__(self, world):
+        self.world, self.free = world, False
+
+    def read(self, now):
+        waits = not self.free and bool(self.world.agent.updates_waiting())
+        return dataclasses.replace(GOOD, metered=Reading(waits))
+
+
+def test_a_broker_that_takes_smaller_packets_than_before_gets_the_update_in_smaller_chunks(world, mosquitto_broker):
+    large_update(world)
+    world.agent.abandon()
+    world.settings = msgspec.structs.replace(world.settings, chunk_bytes=32 * 1024)
+    world.sensors = MeteredWhileAnUpdateWaits(world)
+    world.open()
+    world.type_text()
+    live(world, lambda report: report.update_queued)
+    (queued,) = world.agent.updates_waiting()
+    assert queued not in world.aggregator.updates
+    world.agent.abandon()
+    world.bridge.close()
+    mosquitto_broker.stop()
+    mosquitto_broker.extra = "max_packet_size 6000\n"
+    mosquitto_broker.start()
+    world.bridge.retained = []
+    world.bridge.connect()
+    world.sensors.free = True
+    world.open()
+    assert live(world, lambda report: report.receipts).receipts == ("accepted",)
+    update = world.aggregator.updates[queued]
+    assert update.plain is not None and update.init.chunk_bytes == 4096 and update.init.chunks > 5
+
+
+def test_a_day_at_rest_costs_little_on_the_wire(world, mosquitto_broker):
+    with FaultProxy(("127.0.0.1", mosquitto_broker.port)) as proxy:
+        open_behind(world, mosquitto_broker, proxy)
+        world.type_text()
+        assert live(world, lambda report: report.receipts).receipts == ("accepted",)
+        world.aggregator.turn_away = "enough for today"
+        before, connections = proxy.bytes_up + proxy.bytes_down, proxy.connections
+        # A whole day, idle and on its charger, looked at every minute; the aggregator tells it to come again later.
+        for _ in range(24 * 60):
+            world.clock.time += 60
+            report = world.agent.turn()
+            if report.connected:
+                world.agent.turn(wait_s=0.05)
+                world.aggregator.work()
+        used = proxy.bytes_up + proxy.bytes_down - before
+        assert 0 < used < 1_000_000
+        assert proxy.connections - connections < 200
+
+
+def test_a_device_that_was_told_to_come_later_does_not_ask_before_also_after_a_restart(world, mosquitto_broker):
+    world.aggregator.turn_away = "enough"
+    world.type_text()
+    live(world, lambda report: report.turned_away)
+    until = world.agent.state.not_before
+    assert until > world.clock.time
+    for moment in (world.clock.time, until - 1):
+        world.clock.time = moment
+        world.agent.abandon()
+        world.open()
+        for _ in range(3):
+            world.agent.turn(wait_s=0.05)
+            world.aggregator.work()
+        assert len(world.aggregator.check_ins) == 1 and not world.agent.turn().connected
+    world.clock.time = until
+    live(world, lambda report: report.turned_away)
+    assert len(world.aggregator.check_ins) == 2

@@ -11,6 +11,8 @@ from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.adapters.vectors import Vectors, unpack_kept
 from edge_runtime.session import Phase
 from edge_runtime.session_row import SessionRow, differ
+from tests.edge_runtime.crash_story import Verdict
+from tests.edge_runtime.disk_faults import run_faults
 from tests.edge_runtime.fakes import World
 
 
@@ -208,3 +210,16 @@ def test_a_full_disk_is_not_tried_again_at_once(tmp_path):
     world.clock.time += 600
     assert world.agent.turn().update_queued
     world.agent.abandon()
+
+
+def test_an_operation_that_the_disk_refuses_is_said_by_name_and_done_again_whichever_it_is(tmp_path):
+    # `python -m benchmarks.crash_device --full` refuses every one of them.
+    report = run_faults(tmp_path, every=23)
+    assert report.verdict == Verdict(), report.verdict.problems
+    assert report.faults >= 60 and set(report.by_name) == {
+        "ENOSPC once",
+        "EIO once",
+        "ENOSPC until there is room",
+    }
+    # What tidies up after a commit is not said: it is done again at the next start.
+    assert report.said >= 0.8 * report.faults

@@ -198,6 +198,18 @@ def test_looks_that_lie_far_apart_do_not_show_that_anything_held_between_them():
     assert device.look(560).code == "settling" and device.look(620).may_train
 
 
+def test_an_elapsed_clock_that_lies_back_is_another_start_and_shows_nothing():
+    device = Device()
+    device.settle(1000.0)
+    assert [device.look(at).code for at in (0, 60, 120)] == ["settling", "settling", ""]
+
+
+def test_each_limit_itself_is_good_enough():
+    exact = {"battery": Reading(60.0), "idle_s": Reading(120.0), "celsius": Reading(70.0), "load": Reading(40.0)}
+    assert answer(**exact, battery_celsius=Reading(38.0)).may_train
+    assert answer(battery=Reading(40.0), celsius=Reading(80.0), training=True).may_train
+
+
 def test_a_wall_clock_that_jumps_neither_shortens_the_wait_nor_the_cool_down():
     device = Device()
     device.look(0)
@@ -245,6 +257,17 @@ def test_load_ends_a_training_after_ten_seconds_and_a_shorter_one_does_not():
     assert device.look(began + 11, training=True, **busy).may_train
     decision = device.look(began + 21, training=True, **busy)
     assert (decision.may_train, decision.code, decision.immediate) == (False, "load", False)
+
+
+def test_a_grace_does_not_run_between_looks_that_lie_far_apart():
+    device, busy = Device(), {"load": Reading(80.0), "metered": Reading(True)}
+    began = device.settle()
+    first = device.look(began + 1, training=True, **busy)
+    assert first.may_train and first.may_send
+    later = device.look(began + 500, training=True, **busy)
+    assert later.may_train and not later.may_send, "load has to be seen to last, a link to be in use"
+    device.look(began + 510)
+    assert not device.look(began + 900, metered=Reading(True)).may_send
 
 
 def test_load_that_may_be_the_trainers_own_stops_a_start_and_never_a_training():

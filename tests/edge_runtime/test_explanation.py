@@ -92,6 +92,12 @@ def test_a_night_over_a_day_that_never_was_is_one_night_with_one_budget():
     assert night_of(policy, evening) == night_of(policy, morning) == "2011-12-29"
 
 
+def test_the_night_after_a_short_day_is_not_the_night_before_it():
+    policy = Policy(time_zone="Europe/Berlin")
+    assert night_of(policy, at("Europe/Berlin", 2026, 3, 30, 0, 30)) == "2026-03-29"
+    assert night_of(policy, at("Europe/Berlin", 2026, 10, 25, 5, 0)) == "2026-10-24"
+
+
 ZONES = st.sampled_from(
     [
         "UTC",
@@ -117,6 +123,17 @@ def test_the_windows_next_edges_are_the_first_minutes_in_which_it_changes(zone, 
     if opens is not None and not in_window(policy, now):
         assert not in_window(policy, (now + opens) // 2)
     assert (start == end) == (opens is None)
+
+
+@given(ZONES, MINUTES, st.integers(60, 1200), st.integers(1_300_000_000, 2_000_000_000))
+def test_a_night_has_one_name_from_its_opening_to_its_end_and_the_next_one_another(zone, start, length, now):
+    end = (start + length) % 1440
+    policy = Policy(time_zone=zone, night_start=start, night_end=end)
+    opens = night_window.next_opening(zone, start, end, now)
+    closes = night_window.next_closing(zone, start, end, opens)
+    names = {night_of(policy, opens + (closes - opens - 1) * i / 20) for i in range(21)}
+    assert len(names) == 1
+    assert night_of(policy, opens + 30 * 3600.0) not in names and night_of(policy, opens - 30 * 3600.0) not in names
 
 
 @given(ZONES, MINUTES, MINUTES, st.integers(1_300_000_000, 2_000_000_000), st.integers(0, 3000))

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
@@ -319,3 +321,20 @@ def test_a_full_disk_leaves_the_records_that_were_there(home):
     folder.unlink()
     (home.path / "elsewhere").rename(folder)
     assert home.personal_files() == before and personal_records.read(home.path, MixtureRecord) == record
+
+
+def test_the_supervisor_can_ask_whether_a_copy_is_due_without_loading_numpy(home):
+    home.release(2)
+    code = (
+        "import sys; from pathlib import Path; from edge_runtime import personal_task; "
+        "from edge_runtime.adapters import personal_copy, personal_records, example_store; "
+        "from edge_runtime.model_slots import ModelSlots; from edge_runtime.trust import Keys; "
+        "home = Path(sys.argv[1]); "
+        "slots = ModelSlots(home, Keys(bytes(32), bytes(32)), 'keyboard', 'http://x.invalid', None, None); "
+        "words = type('W', (), {'count_words': lambda self: 1000, 'count_words_after': lambda self, n: 0})(); "
+        "print(personal_task.due(home, slots, words)); personal_task.for_keyboard(home, slots); "
+        "assert 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(home.path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "no personal copy" in done.stdout

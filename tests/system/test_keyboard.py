@@ -7,6 +7,9 @@ import pytest
 from edge_runtime import identity
 from edge_runtime.adapters import enrolment
 from edge_runtime.agent import Agent
+from edge_runtime.config import Settings
+from edge_runtime.mixture import Mixture
+from edge_runtime.wiring import real_ports
 from fleet_simulator.fleet import Fleet
 from fleet_simulator.nights import DAY_S
 from keyboard_demo.device import NoModel, open_personal
@@ -76,9 +79,6 @@ def test_suggestions_and_learning_need_no_network(fleet_and_home):
 
 def fetch_model(home):
     """Let an agent fetch the first refresh, as `edge-runtime enrol` does."""
-    from edge_runtime.config import Settings
-    from edge_runtime.wiring import real_ports
-
     settings = Settings(population=identity.load_enrolled(home).population)
     agent = Agent(home, settings, real_ports(home, settings))
     agent.fetch_refresh()
@@ -98,3 +98,48 @@ def test_a_fleet_that_does_not_answer_is_told_and_what_was_typed_stays(fleet_and
         assert device.agent.examples.count_words() == words > 0
     finally:
         device.close()
+
+
+def test_a_word_that_another_process_forgets_is_not_suggested_by_an_open_keyboard(fleet_and_home):
+    fleet, home = fleet_and_home
+    with fleet.on_wall_clock():
+        fetch_model(home)
+    device = open_personal(home)
+    try:
+        before, word = WORDS.words[30], WORDS.words[40]
+        for _ in range(8):
+            device.learn(f"{before} {word}")
+        typed = Typing(text=f"{before} ")
+        assert word in suggest(typed, device.vocabulary, device.predict).strip
+        assert (home / "personal" / "mixture").exists()
+        other = Agent(home, Settings(population=identity.load_enrolled(home).population), real_ports(home, Settings()))
+        assert other.forget_word(word) == 8
+        other.abandon()
+        assert word not in suggest(typed, device.vocabulary, device.predict).strip
+        assert list((home / "personal").iterdir()) == []
+        device.learn(f"{before} {WORDS.words[50]}")
+        assert device.agent.examples.count_words() == 2
+    finally:
+        device.close()
+
+
+def test_the_weights_that_were_learned_are_there_when_the_keyboard_is_opened_again(fleet_and_home):
+    fleet, home = fleet_and_home
+    with fleet.on_wall_clock():
+        fetch_model(home)
+    device = open_personal(home)
+    for _ in range(5):
+        device.learn(f"{WORDS.words[30]} {WORDS.words[40]} {WORDS.words[41]}")
+    learned = device._suggestions.mixture
+    device.close()
+    again = open_personal(home)
+    try:
+        assert again._suggestions.mixture == learned != Mixture()
+    finally:
+        again.close()
+    (home / "personal" / "mixture").write_bytes(b"{")
+    broken = open_personal(home)
+    try:
+        assert broken._suggestions.mixture == Mixture()
+    finally:
+        broken.close()
