@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cloud_aggregator.admission import update_id_of
 from cloud_aggregator.leases import Lease
 from cloud_aggregator.ports import Message
 from cloud_aggregator.records import DeviceRecord, Records, UpdateRecord
 from wire_contract import envelope
-from wire_contract.messages import Chunk, UpdateHeader, UpdateInit, encode_message
+from wire_contract.messages import Chunk, UpdateHeader, UpdateInit, encode_message, lease_id
 from wire_contract.topics import UpdateTopic, build_topic
 
 NOW = 1_800_000_000
@@ -62,7 +61,7 @@ class Fleet:
 
     def _update(self, number: int) -> Update:
         lease = self.lease_of(number)
-        update_id = update_id_of(lease.device, TASK, lease.lease)
+        update_id = lease_id(lease.device, TASK, lease.lease)
         sealed = hashlib.shake_256(b"%d %d" % (self._seed, number)).digest(self._size)
         header = encode_message(
             UpdateHeader(

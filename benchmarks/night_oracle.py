@@ -5,6 +5,7 @@ from the C library's `localtime`, and the rules are interval algebra on whole ar
 the device looks once in a while and remembers. Both read the same sentences (docs/training-conditions.md).
 """
 
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
@@ -57,9 +58,9 @@ def window(truth: Truth, time_zone: str, start: int, end: int) -> Flags:
     """Return the seconds in which the local wall clock stands in the window, by the C library."""
     place = SYSTEM_ZONES
     if not (place / time_zone).is_file():
-        import tzdata
-
-        place = Path(tzdata.__file__).parent / "zoneinfo"
+        # What zoneinfo falls back to, as files.
+        found = importlib.util.find_spec("tzdata")
+        place = Path(found.origin).parent / "zoneinfo" if found is not None and found.origin else place
     if not (place / time_zone).is_file():
         raise FileNotFoundError(f"the C library has no time zone {time_zone}, and would silently take UTC")
     first = truth.began - truth.began % 60
@@ -126,21 +127,20 @@ def sessions(
     for begin, end in runs(busy):
         long_busy[begin + int(n["grace_s"]) : end] = True
     stops = np.flatnonzero(~goes_on | long_busy)
-    closes = {}
-    for begin, end in runs(open_):
-        closes.update(dict.fromkeys(range(begin, end), end))
     budget = min(
         n["training_s"],
         n["energy_wh"] * 3600.0 / (n["watts"] * cpu_share),
         n["written_bytes"] / written_a_second,
     )
+    open_runs, always = runs(open_), terms["night_start"] == terms["night_end"]
     found: list[tuple[int, int]] = []
     cool = 0
     for begin, end in startable:
         at = max(begin + int(n["settle_s"]), cool)
         while at < end and len(found) < int(n["starts"]) and budget > 0:
-            last = closes[at] == truth.seconds and not _closes_soon(truth, terms, open_)
-            if closes[at] - at < n["minimum_window_s"] and not last:
+            # The grid ends after the window does, so what is open at its end is open always.
+            closes = next(b for a, b in open_runs if a <= at < b)
+            if closes - at < n["minimum_window_s"] and not always:
                 break
             later = stops[np.searchsorted(stops, at) :]
             until = min(int(later[0]) if len(later) else truth.seconds, int(at + budget))
@@ -149,11 +149,6 @@ def sessions(
             cool = until + int(n["cool_down_s"])
             at = max(until + int(n["settle_s"]), cool) if until < end else end
     return found
-
-
-def _closes_soon(truth: Truth, terms: Terms, open_: Flags) -> bool:
-    # The grid ends after every window that crosses no end of it; one that is always open never closes.
-    return terms["night_start"] != terms["night_end"]
 
 
 def judge(

@@ -55,6 +55,7 @@ class Device:
         self._proved = False
         self.trained: list[tuple[float, float]] = []
         self.sent = np.zeros(night.truth.seconds, bool)
+        self._named = (-1.0, "")
         self.looks = 0
 
     def _wall(self) -> float:
@@ -76,6 +77,12 @@ class Device:
             load=_reading(truth.load.item(second)),
         )
 
+    def _night_name(self, now: float) -> str:
+        # It changes on whole minutes.
+        if now // 60.0 != self._named[0]:
+            self._named = (now // 60.0, night_of(self._night.policy, now))
+        return self._named[1]
+
     def live(self) -> None:
         """Look, train and stop until the night is over."""
         policy, length = self._night.policy, self._night.truth.seconds
@@ -85,10 +92,10 @@ class Device:
         self._at = float(self._night.number % int(REST_S))
         while self._at < length:
             if not self._proved and self._at >= self._night.clock.proved_at:
-                self._clock.prove(self._night.truth.began + self._at - ANSWER_S)
+                self._clock.prove(self._night.truth.began + self._at - ANSWER_S, fresh=True)
                 self._proved = True
             moment = Moment(self._clock.now(), self._clock.elapsed(), self._clock.trusted())
-            night = night_of(policy, moment.now)
+            night = self._night_name(moment.now)
             standing, decision = decide(standing, self._readings(), policy, used[night], moment, training=training)
             self.looks += 1
             starts, goes_on = decision.may_train and not training, decision.may_train
@@ -121,7 +128,11 @@ def try_night(number: int, seed: int) -> tuple[str, Counter[str]]:
     device.live()
     open_ = night_oracle.window(night.truth, night.zone, night.policy.night_start, night.policy.night_end)
     allowed = night_oracle.sessions(night.truth, terms, open_, CPU_SHARE, WRITTEN_A_SECOND)
-    verdict = night_oracle.judge(night.truth, terms, open_, device.trained, device.sent, poll_s=POLL_S, rest_s=REST_S)
+    # A clock that an answer has set is late by what the answer took on its way.
+    late_s = ANSWER_S if math.isfinite(night.clock.proved_at) else 0.0
+    verdict = night_oracle.judge(
+        night.truth, terms, open_, device.trained, device.sent, poll_s=POLL_S + late_s, rest_s=REST_S
+    )
     both = sum(max(0.0, min(b, d) - max(a, c)) for a, b in device.trained for c, d in allowed)
     counts: Counter[str] = Counter(
         nights=1, looks=device.looks, trained_s=round(sum(b - a for a, b in device.trained)),

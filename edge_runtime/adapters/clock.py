@@ -125,7 +125,7 @@ class SystemClock:
             self._set = self._synchronized()
         return self._set
 
-    def prove(self, server_time: float, *, fresh: bool = True) -> None:
+    def prove(self, server_time: float, *, fresh: bool) -> None:
         """A signed message says `server_time` (Unix seconds); `fresh`: it answers a question that was just asked."""
         if not 0.0 < server_time <= _LAST_S:
             return

@@ -19,8 +19,8 @@ from edge_runtime.adapters.in_process_trainer import InProcessTrainer
 from edge_runtime.adapters.interpreter import InterpreterRuntime
 from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import Settings
-from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.eligibility import Reading, Readings
+from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.ports import Download, NotThere, Outgoing, Received, TooLarge, Unreachable
 from wire_contract import codec, envelope
 from wire_contract.manifest import Manifest, decode_manifest, encode_manifest
@@ -28,12 +28,15 @@ from wire_contract.messages import (
     CheckIn,
     Chunk,
     Enrolled,
+    EvaluationOffer,
+    EvaluationReport,
     ModelAnnouncement,
     ModelChunk,
     ModelDenied,
     ModelRequest,
     Plan,
     Receipt,
+    Request,
     RetryWindow,
     StatusQuery,
     TaskOffer,
@@ -309,6 +312,8 @@ class ToyAggregator:
         self.plan = Plan(signature="train_sampled", rows=48, learning_rate=0.5, clip_norm=10.0)
         self.verdict = "accepted"
         self.turn_away = ""
+        self.asks_evaluation = False
+        self.evaluations: list[EvaluationReport] = []
         self.lose_chunks = False
         self.mute_receipts = False
         self.lease_s = 6 * 3600
@@ -371,7 +376,7 @@ class ToyAggregator:
             match parse_topic(message.topic):
                 case DeviceTopic(device, "req"):
                     body = envelope.verify(message.payload, "request", self.devices[device])
-                    self.answer(decode_message(body, CheckIn | StatusQuery | ModelRequest))
+                    self.answer(decode_message(body, Request))
                 case DeviceTopic(device, "state"):
                     self.reports.append(envelope.verify(message.payload, "report", self.devices[device]))
                 case UpdateTopic(_, device, update_id, None):
@@ -413,7 +418,12 @@ class ToyAggregator:
     def send_piece(self, device: str, chunk: ModelChunk) -> None:
         self.broker.publish(Outgoing(build_topic(DeviceTopic(device, "down/model")), encode_message(chunk)))
 
-    def answer(self, request: CheckIn | StatusQuery | ModelRequest) -> None:
+    def answer(self, request: CheckIn | StatusQuery | ModelRequest | EvaluationReport) -> None:
+        if isinstance(request, EvaluationReport):
+            self.evaluations.append(request)
+            if not self.mute_receipts:
+                self.send_receipt(request.device, request.report_id, self.verdict)
+            return
         if isinstance(request, ModelRequest):
             self.send_pieces(request)
             return
@@ -431,11 +441,11 @@ class ToyAggregator:
         now = int(self.clock.now())
         window = RetryWindow(earliest=now + 600, latest=now + 1200)
         if self.turn_away:
-            reply: TaskOffer | TurnedAway = TurnedAway(
+            reply: TaskOffer | EvaluationOffer | TurnedAway = TurnedAway(
                 device=request.device, nonce=request.nonce, reason=self.turn_away, issued_at=now, retry=window
             )
         else:
-            reply = self.offer(request, window)
+            reply = self.ask_evaluation(request, window) if self.asks_evaluation else self.offer(request, window)
         self.reply(request.device, envelope.sign(self.key, "task", encode_message(reply)))
 
     def offer(self, request: CheckIn, window: RetryWindow) -> TaskOffer:
@@ -446,6 +456,15 @@ class ToyAggregator:
             base_version=self.manifest.version, base_sha256=self.manifest.sha256,
             layout_fingerprint=self.manifest.layout_fingerprint, plan=self.plan, seed=77,
             sealing_key=envelope.public_bytes(self.sealing_key), shard=0, issued_at=now,
+            deadline=now + self.lease_s, retry=window,
+        )  # fmt: skip
+
+    def ask_evaluation(self, request: CheckIn, window: RetryWindow) -> EvaluationOffer:
+        now = int(self.clock.now())
+        return EvaluationOffer(
+            device=request.device, population="keyboard", task="1" * 16,
+            lease=hashlib.sha256(b"evaluate" + request.nonce.encode()).hexdigest()[:32], nonce=request.nonce,
+            version=self.manifest.version, version_sha256=self.manifest.sha256, minimum_words=20, issued_at=now,
             deadline=now + self.lease_s, retry=window,
         )  # fmt: skip
 
@@ -508,7 +527,7 @@ class World:
 
     def trainer(self) -> InProcessTrainer:
         """Return a trainer over this home, with the runtime that all tests of this process share."""
-        return InProcessTrainer(self.home, RUNTIME, self.entropy, self.clock)
+        return InProcessTrainer(self.home, RUNTIME, self.entropy, self.clock, self.settings.held_out_share)
 
     def another_process(self) -> Agent:
         """Return an agent over the same home, as a command opens it beside the one that runs; abandon it after use."""

@@ -48,7 +48,7 @@ def test_the_owners_word_is_enough():
 def test_an_answer_says_what_time_it_is_and_time_goes_on_from_it_whatever_the_wall_clock_says(offset):
     board = Board(offset)
     clock = board.clock()
-    clock.prove(TRUE - 1.0)
+    clock.prove(TRUE - 1.0, fresh=True)
     board.passed = 3600.0
     assert clock.trusted() and clock.now() == TRUE + 3599.0
     board.offset, board.network = 0.0, True
@@ -68,7 +68,7 @@ def test_a_message_that_waited_somewhere_says_at_least_and_is_not_believed_to_be
 def test_what_is_no_time_proves_nothing(server_time):
     board = Board()
     clock = board.clock()
-    clock.prove(server_time)
+    clock.prove(server_time, fresh=True)
     assert not clock.trusted() and clock.now() == TRUE
 
 

@@ -32,16 +32,19 @@ def test_a_file_is_written_synced_renamed_and_its_directory_synced_in_this_order
         files.write_atomically(tmp_path / "folder" / "file", b"data")
     kinds = [(operation.kind, operation.path) for operation in disk.log]
     temporary = f"folder/.file.{os.getpid()}.tmp"
-    assert kinds == [
-        ("sync_directory", "."),
-        ("make_folder", "folder"),
-        ("sync_directory", "."),
-        ("create", temporary),
-        ("write", temporary),
-        ("sync", temporary),
-        ("rename", temporary),
-        ("sync_directory", "folder"),
-    ][-len(kinds) :]
+    assert (
+        kinds
+        == [
+            ("sync_directory", "."),
+            ("make_folder", "folder"),
+            ("sync_directory", "."),
+            ("create", temporary),
+            ("write", temporary),
+            ("sync", temporary),
+            ("rename", temporary),
+            ("sync_directory", "folder"),
+        ][-len(kinds) :]
+    )
     assert contents(tmp_path) == {"folder/file": b"data"}
 
 

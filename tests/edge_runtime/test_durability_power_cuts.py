@@ -132,6 +132,7 @@ def test_no_power_cut_loses_doubles_or_half_activates_anything(tmp_path):
     report = PowerCuts(tmp_path, seed=2, most=3, every=15).run()
     assert report.verdict == Verdict(), report.verdict.problems
     assert report.missed == (), "something writes past the layer"
+    assert ("checkpoints.save", "rename", "files") in report.all_points, "a training is interrupted in between"
     assert report.points >= 100 and set(report.by_stage) == {stage.name for stage in STAGES}
 
 

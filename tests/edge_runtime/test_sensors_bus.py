@@ -161,6 +161,19 @@ def test_the_owners_hook_counts_before_the_bus_while_it_is_fresh(tmp_path, bus):
     sensors.close()
 
 
+def test_the_bus_is_asked_once_a_second_and_the_reading_says_how_old_it_is(tmp_path, bus):
+    now = [100.0]
+    bus.properties |= {IDLE: ("b", False), METERED: ("u", 2)}
+    sensors = LinuxSensors(tmp_path, elapsed=lambda: now[0])
+    for now[0] in (100.0, 100.3, 100.6, 100.9):
+        readings = sensors.read(NOW)
+    assert bus.questions == 2 and readings.metered.value is False
+    assert readings.idle_s.age_s == pytest.approx(0.9)
+    now[0] = 101.0
+    assert sensors.read(NOW).idle_s.age_s == 0.0 and bus.questions == 4
+    sensors.close()
+
+
 def test_network_time_is_a_mark_of_timesyncd_or_the_kernels_flag_over_the_bus(tmp_path, bus):
     told = ("org.freedesktop.timedate1", "NTPSynchronized")
     asked = NetworkTime(tmp_path)

@@ -4,7 +4,8 @@ The rules:
 - power and heat: the kernel's files, else Termux; idleness and link: the owner's hook while it is fresh, else logind
   and NetworkManager, else Termux, else the hook as old as it is;
 - files are read at most once in `POLL_S`, so that the question between two training steps costs next to nothing and a
-  flip is still seen in time; the services on the bus as often. The age of a reading says how old it is;
+  flip is still seen in time; the services on the bus once in `ASK_S`, since each question wakes two processes. The age
+  of a reading says how old it is;
 - a source that is slow or hangs never holds up a read (`background_command`, `system_bus`).
 """
 
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge_runtime.adapters.sensors import logind, network_manager, termux, under_voltage
 from edge_runtime.adapters.sensors.background_command import BackgroundCommand
@@ -24,6 +25,7 @@ from edge_runtime.eligibility import Reading, Readings
 
 # A stop may take a quarter of a second in all, and the supervisor looks every 0.05 s.
 POLL_S = 0.1
+ASK_S = 1.0
 HOOK_FRESH_S = 120.0
 THROTTLED_EVERY_S = 30.0
 
@@ -55,6 +57,7 @@ class LinuxSensors:
         self._battery_status = self._command(termux.BATTERY_COMMAND, termux.to_answer, path, 5.0)
         self._wifi = self._command(termux.WIFI_COMMAND, termux.to_answer, path, 5.0)
         self._throttled = self._command(under_voltage.COMMAND, under_voltage.to_answer, path, THROTTLED_EVERY_S)
+        self._asked: dict[str, tuple[float, Any]] = {}
         self._read: tuple[float, Readings] | None = None
 
     def _command(
@@ -92,20 +95,27 @@ class LinuxSensors:
     def _idle_s(self, hook: Reading[float]) -> Reading[float]:
         if _fresh(hook):
             return hook
-        value = logind.read_idle_s(self._bus)
-        return hook if value is None else Reading(value, source=logind.SOURCE)
+        asked = self._ask(logind.SOURCE, logind.read_idle_s)
+        return hook if asked.value is None else asked
 
     def _metered(self, hook: Reading[bool]) -> Reading[bool]:
         if _fresh(hook):
             return hook
-        value = network_manager.read_metered(self._bus)
-        if value is not None:
-            return Reading(value, source=network_manager.SOURCE)
+        asked = self._ask(network_manager.SOURCE, network_manager.read_metered)
+        if asked.value is not None:
+            return asked
         if self._wifi is not None:
             wifi = _answer(self._wifi, termux.metered, termux.WIFI_COMMAND[0])
             if wifi.value is not None:
                 return wifi
         return hook
+
+    def _ask(self, source: str, question: Callable[[SystemBus], Value | None]) -> Reading[Value]:
+        at = self._elapsed()
+        before = self._asked.get(source)
+        if before is None or not 0.0 <= at - before[0] < ASK_S:
+            before = self._asked[source] = (at, question(self._bus))
+        return Reading(before[1], at - before[0], source)
 
     def read_answered(self, now: float, at_most_s: float = 3.0) -> Readings:
         """Return every reading, after waiting for the first answers of commands: for who looks only once."""

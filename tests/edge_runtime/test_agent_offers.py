@@ -1,0 +1,190 @@
+"""What an agent does with offers beside plain training: evaluations, rules that it does not know, and its ledger."""
+
+import dataclasses
+
+import msgspec
+import pytest
+
+from edge_runtime.adapters.ledger_rows import LedgerRows
+from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.config import LedgerSettings
+from edge_runtime.eligibility import Reading
+from edge_runtime.ledger import OwnTerms
+from tests.edge_runtime.fakes import GOOD, World
+from wire_contract.messages import EVALUATION_BUCKET, LocalRule
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path / "home")
+    yield made
+    made.agent.abandon()
+
+
+def holding_out(world, share=0.5, **changes):
+    world.settings = msgspec.structs.replace(world.settings, held_out_share=share, **changes)
+    world.kill()
+    world.type_text()
+
+
+def participations(world):
+    store = StateStore(world.home / "state.db")
+    try:
+        return LedgerRows(store, OwnTerms()).rows()
+    finally:
+        store.close()
+
+
+def refusals(reports):
+    return [name for report in reports for name in report.refused]
+
+
+def test_an_evaluation_that_is_asked_for_ends_in_counts_and_a_receipt(world):
+    holding_out(world)
+    world.aggregator.asks_evaluation = True
+    reports = world.night()
+    (report,) = world.aggregator.evaluations
+    assert report.words > 0 and report.hits1 <= report.hits3 <= report.words
+    assert {count % EVALUATION_BUCKET for count in (report.words, report.hits1, report.hits3)} == {0}
+    assert [verdict for each in reports for verdict in each.receipts] == ["accepted"]
+    assert world.agent.state.phase.value == "resting" and world.aggregator.updates == {}
+    (row,) = participations(world)
+    assert (row.kind, row.update_id, row.verdict) == ("evaluate", report.report_id, "accepted")
+    assert row.examples == report.words
+
+
+def test_a_device_that_holds_out_too_little_reports_no_words_at_all(world):
+    holding_out(world, share=0.0)
+    world.aggregator.asks_evaluation = True
+    world.night()
+    (report,) = world.aggregator.evaluations
+    assert (report.words, report.hits1, report.hits3) == (0, 0, 0)
+
+
+def test_a_report_whose_receipt_is_lost_is_sent_again_with_the_same_id(world):
+    holding_out(world)
+    world.aggregator.asks_evaluation = world.aggregator.mute_receipts = True
+    world.night()
+    world.kill()
+    world.clock.time += 30
+    world.aggregator.mute_receipts = False
+    world.night()
+    assert len(world.aggregator.evaluations) >= 2
+    assert len({(each.report_id, each.words, each.hits3) for each in world.aggregator.evaluations}) == 1
+    assert world.agent.state.phase.value == "resting"
+
+
+def test_an_evaluation_that_a_cable_interrupts_is_made_another_time(world):
+    holding_out(world)
+    world.aggregator.asks_evaluation = True
+    world.agent.turn()
+    world.aggregator.work()
+    world.sensors.good_reads = 2
+    report = world.agent.turn()
+    assert report.phase == "evaluating" and report.interrupted
+    world.sensors.good_reads = None
+    world.night()
+    assert len(world.aggregator.evaluations) == 1
+
+
+def test_a_plan_with_an_unknown_rule_is_declined_by_its_name_before_anything_is_fetched(world):
+    world.aggregator.plan = msgspec.structs.replace(
+        world.aggregator.plan, rules=(LocalRule(name="telepathy", value=1.0),)
+    )
+    world.type_text()
+    world.aggregator.move_on()
+    fetched = len(world.downloads.requests)
+    reports = world.night()
+    assert "plan_refused" in refusals(reports) and world.aggregator.updates == {}
+    assert not [path for path, _ in world.downloads.requests[fetched:] if "/models/" in path]
+    assert world.agent.state.phase.value == "resting" and participations(world) == ()
+
+
+def test_the_capabilities_at_check_in_name_every_local_rule(world):
+    world.type_text()
+    world.agent.turn()
+    world.aggregator.work()
+    named = world.aggregator.check_ins[0].capabilities
+    assert {"rule:sgd", "rule:momentum", "rule:proximal", "rule:clip", "rule:freeze", "task:evaluate"} <= set(named)
+
+
+@pytest.mark.parametrize("rule", [
+    LocalRule(name="momentum", value=0.9),
+    LocalRule(name="proximal", value=0.01),
+    LocalRule(name="clip", value=1.0),
+    LocalRule(name="schedule-cosine", value=0.1),
+    LocalRule(name="max-steps", value=2.0),
+])  # fmt: skip
+def test_a_plan_with_a_known_rule_ends_in_another_update_than_plain_steps(world, tmp_path, rule):
+    plain = World(tmp_path / "plain")
+    for each, rules in ((world, (rule,)), (plain, ())):
+        each.aggregator.plan = msgspec.structs.replace(each.aggregator.plan, rules=rules, epochs=2)
+        each.type_text()
+        each.night()
+    (ours,), (theirs,) = world.aggregator.updates, plain.aggregator.updates
+    a, b = world.aggregator.vector(ours), plain.aggregator.vector(theirs)
+    assert a.indices.tolist() != b.indices.tolist() or a.values.tolist() != b.values.tolist()
+    plain.agent.abandon()
+
+
+def test_a_separation_in_the_plan_keeps_the_device_away_until_enough_versions_have_passed(world):
+    world.aggregator.plan = msgspec.structs.replace(world.aggregator.plan, separation_versions=2)
+    world.type_text()
+    taken = []
+    for _ in range(4):
+        before = len(world.aggregator.updates)
+        world.night()
+        taken.append(len(world.aggregator.updates) - before)
+        world.aggregator.move_on()
+        world.clock.time += 1300
+    assert taken == [1, 0, 1, 0]
+
+
+def test_the_owners_days_between_two_trainings_hold_whatever_the_aggregator_offers(world):
+    world.settings = msgspec.structs.replace(world.settings, ledger=LedgerSettings(minimum_days=2.0))
+    world.kill()
+    world.type_text()
+    world.night()
+    world.clock.time += 86_400
+    reports = world.night()
+    assert "took_part" in refusals(reports) and len(world.aggregator.updates) == 1
+    world.clock.time += 86_400 + 1300
+    world.night()
+    assert len(world.aggregator.updates) == 2
+
+
+def test_a_disk_without_three_times_the_model_trains_when_there_is_room(world):
+    world.type_text()
+    room = world.agent.room
+
+    class Crowded:
+        full = True
+
+        def for_training(self):
+            return not self.full and room.for_training()
+
+        def give_back(self):
+            room.give_back()
+
+    world.agent.room = crowded = Crowded()
+    reports = world.night()
+    assert "no_room" in refusals(reports) and world.agent.state.phase.value == "training"
+    crowded.full = False
+    world.clock.time += 60
+    world.night()
+    assert len(world.aggregator.updates) == 1
+
+
+def test_a_personal_copy_is_made_at_night_when_there_is_nothing_else_to_do(world):
+    holding_out(world, share=0.2, personal=True)
+    world.aggregator.turn_away = "enough"
+    told = [report.personal for report in world.night() if report.personal]
+    assert told
+    assert len(told) == 1, "it is made once, and again only with another version or more words"
+    assert (world.home / "personal").is_dir()
+
+
+def test_no_personal_copy_is_made_while_somebody_uses_the_device(world):
+    holding_out(world, share=0.2, personal=True)
+    world.sensors.readings = dataclasses.replace(GOOD, idle_s=Reading(1.0))
+    assert not any(report.personal for report in world.night())
