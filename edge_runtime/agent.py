@@ -351,7 +351,7 @@ class Agent:
             Moment(now, clock.elapsed(), clock.trusted()), training=self._bench.job is not None,
             lease_until=self._lease_until(),
         )  # fmt: skip
-        due = self._state.phase is Phase.RESTING and now >= self._state.not_before
+        due = self._state.phase is Phase.RESTING and session.due(self._state, now)
         if decision.may_train and due and not self._example_store.count_words():
             reason = "there is no text to learn from yet: typing would change that"
             return replace(decision, may_train=False, reason=reason)
@@ -359,7 +359,7 @@ class Agent:
 
     def _has_business(self, decision: Decision) -> bool:
         if self._state.phase is Phase.RESTING:
-            due = decision.may_train and self._ports.clock.now() >= self._state.not_before
+            due = decision.may_train and session.due(self._state, self._ports.clock.now())
         else:
             # An interrupted training needs no link until it is done.
             due = self._state.phase is not Phase.TRAINING or decision.may_train
@@ -378,7 +378,8 @@ class Agent:
         if self._chance is None:
             self._chance = (self._ports.entropy(16).hex(), self._draw())
         now, may_send = self._ports.clock.now(), decision.may_send and self._link.connected
-        self._apply(session.Looked(now, decision.may_train, may_send, *self._chance))
+        trusted = self._ports.clock.trusted()
+        self._apply(session.Looked(now, decision.may_train, may_send, *self._chance, trusted=trusted))
         if self._state is not before:
             self._chance = None
 
@@ -463,10 +464,16 @@ class Agent:
         except ContractError as e:
             self._notes.refused.append(type(e).__name__.lower())
             event = None
+        incomplete = isinstance(event, session.Answered) and event.receipt.verdict == "incomplete"
+        if incomplete:
+            # Sending what it asks for may break the link, and then it would come again, and ask for the same. If the
+            # process dies before the state is written, the next status query brings another answer.
+            self._link.ack(received)
         if event is not None:
             self._apply(event)
         self._save()
-        self._link.ack(received)
+        if not incomplete:
+            self._link.ack(received)
 
     def _go_on_with_pieces(self, decision: Decision) -> None:
         """Install a version whose pieces have all come over the broker, or ask for the next ones."""
@@ -498,7 +505,8 @@ class Agent:
             self._notes.interrupted = True
             return session.Interrupted(now, "a condition fell before the first step")
         self._row.refuse_forgotten()
-        self._example_store.expire(now)
+        if self._ports.clock.trusted():
+            self._example_store.expire(now)
         self._bench.begin(job, self._may_go_on)
         return self._outcome()
 
@@ -524,7 +532,8 @@ class Agent:
 
     def _lease_is_over(self) -> bool:
         until = self._lease_until()
-        return until is not None and self._ports.clock.now() >= until
+        clock = self._ports.clock
+        return until is not None and clock.trusted() and clock.now() >= until
 
     def _may_go_on(self) -> bool:
         self._link.tend()

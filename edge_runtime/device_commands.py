@@ -207,6 +207,7 @@ def _as_data(report: TurnReport) -> dict[str, object]:
 
 def status(home: Path) -> Result:
     """Say what the device holds and why it does not train now; asks nobody."""
+    from edge_runtime import personal_task
     from edge_runtime.energy import watt_hours
     from edge_runtime.explain_commands import look
 
@@ -214,6 +215,7 @@ def status(home: Path) -> Result:
         settings = read_settings(home)
         ports = real_ports(home, settings)
         usage, told = agent.usage(ports.clock.now()), look(agent, settings, ports)
+        held, instead = personal_task.for_keyboard(home, agent.slots)
         versions = {track: agent.slots.slot(track).version for track in ("training", "refresh")}
         return Result(
             {
@@ -224,6 +226,8 @@ def status(home: Path) -> Result:
                 "may_send": told.decision.may_send,
                 "reason": told.decision.reason,
                 "versions": versions,
+                "keyboard_version": 0 if held is None else held.manifest.version,
+                "keyboard_reason": instead,
                 "examples_words": agent.count_words(),
                 "own_words": len(agent.examples.new_words()),
                 "updates_waiting": len(agent.updates_waiting()),

@@ -32,7 +32,8 @@ def event_of(
     """Return the event, and write into `notes` what the turn's report says. Raises `Forgotten`."""
     notes.training_steps += getattr(result, "steps", 0)
     if isinstance(job, Personalize):
-        return _personal(result, notes)
+        _personal(result, notes)
+        return None
     match result:
         case Queued(update_id=update_id, finished_at=finished_at):
             # The trainer's transaction holds this state already, whoever was killed since.

@@ -12,273 +12,88 @@ The rules:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import msgspec
 
 from edge_runtime import backoff
-from wire_contract.messages import EvaluationOffer, EvaluationReport, Receipt, RetryWindow, TaskOffer, TurnedAway
+from edge_runtime.session_words import (
+    Answered,
+    AskForWork,
+    AskStatus,
+    BaseGone,
+    BaseHeld,
+    BaseUnreachable,
+    CannotTrain,
+    Declined,
+    DropTraining,
+    Effect,
+    Effects,
+    EvaluationAsked,
+    Event,
+    FetchBase,
+    GoOn,
+    Interrupted,
+    Looked,
+    NotKept,
+    Offered,
+    Phase,
+    ReportMade,
+    ScoreVersion,
+    SendReport,
+    SendUpdate,
+    SentAway,
+    Settle,
+    State,
+    Train,
+    Undeliverable,
+    UpdateQueued,
+)
+from wire_contract.messages import EvaluationOffer, RetryWindow, TaskOffer
 
+__all__ = (
+    "Answered",
+    "AskForWork",
+    "AskStatus",
+    "BaseGone",
+    "BaseHeld",
+    "BaseUnreachable",
+    "CannotTrain",
+    "Declined",
+    "DropTraining",
+    "Effect",
+    "Effects",
+    "EvaluationAsked",
+    "Event",
+    "FetchBase",
+    "GIVE_UP_S",
+    "GoOn",
+    "Interrupted",
+    "LONGEST_WAIT_S",
+    "Looked",
+    "NotKept",
+    "Offered",
+    "Phase",
+    "REPLY_S",
+    "ReportMade",
+    "ScoreVersion",
+    "SendReport",
+    "SendUpdate",
+    "SentAway",
+    "Settle",
+    "State",
+    "TRANSITIONS",
+    "Train",
+    "Transition",
+    "Undeliverable",
+    "UpdateQueued",
+    "due",
+    "step",
+)
 REPLY_S = 300.0
 GIVE_UP_S = 7 * 86_400.0
-
-
-class Phase(Enum):
-    """What the device is about."""
-
-    RESTING = "resting"
-    CHECKING_IN = "checking_in"
-    FETCHING = "fetching"
-    TRAINING = "training"
-    SENDING = "sending"
-    EVALUATING = "evaluating"
-    REPORTING = "reporting"
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the session remembers. `not_before` (Unix seconds) is when the phase acts again; `update_id` is that
-    of the update, or of the evaluation report, whose receipt is awaited; `lacking` is how many of its chunks the last
-    receipt asked for (-1: none did)."""
-
-    phase: Phase = Phase.RESTING
-    not_before: float = 0.0
-    attempts: int = 0
-    nonce: str = ""
-    offer: TaskOffer | None = None
-    update_id: str = ""
-    give_up_at: float = 0.0
-    evaluation: EvaluationOffer | None = None
-    report: EvaluationReport | None = None
-    lacking: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """The agent looked at clock and sensors. `nonce` (32 hex) and `draw` (uniform [0, 1)) are there to be used."""
-
-    now: float
-    may_train: bool
-    may_send: bool
-    nonce: str
-    draw: float
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """A verified offer for the check-in with this nonce."""
-
-    now: float
-    offer: TaskOffer
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationAsked:
-    """A verified evaluation offer for the check-in with this nonce."""
-
-    now: float
-    offer: EvaluationOffer
-
-
-@dataclass(frozen=True, slots=True)
-class ReportMade:
-    """The version was scored: this is what leaves the device."""
-
-    now: float
-    report: EvaluationReport
-
-
-@dataclass(frozen=True, slots=True)
-class Declined:
-    """The offer is not taken (the ledger, an unknown rule): nothing is trained for it. `not_before` (Unix seconds):
-    when the ledger would let the device take part, if time alone changes that."""
-
-    now: float
-    draw: float
-    reason: str
-    not_before: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class SentAway:
-    """A verified "no work now"."""
-
-    now: float
-    reply: TurnedAway
-    draw: float
-
-
-@dataclass(frozen=True, slots=True)
-class BaseHeld:
-    """The offer's base version is on the disk and checked."""
-
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class BaseUnreachable:
-    """The base version could not be fetched this time."""
-
-    now: float
-    draw: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BaseGone:
-    """The offer's base version is not to be had any more, or was refused."""
-
-    now: float
-    draw: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """A condition fell during training; a checkpoint is kept."""
-
-    now: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class NotKept:
-    """The trained update could not be put into the outbox (a full disk); the checkpoint is kept."""
-
-    now: float
-    draw: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class CannotTrain:
-    """The plan cannot be done here (too little text, an unknown rule)."""
-
-    now: float
-    draw: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateQueued:
-    """The update is in the durable outbox."""
-
-    now: float
-    update_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A verified receipt for the update that waits."""
-
-    now: float
-    receipt: Receipt
-    draw: float
-
-
-@dataclass(frozen=True, slots=True)
-class Undeliverable:
-    """The update that waits can never be sent (a packet over the broker's limit), or is not in the outbox any more."""
-
-    now: float
-    draw: float
-    reason: str
-
-
-Event = (
-    Looked
-    | Offered
-    | Declined
-    | EvaluationAsked
-    | ReportMade
-    | SentAway
-    | BaseHeld
-    | BaseUnreachable
-    | BaseGone
-    | Interrupted
-    | NotKept
-    | CannotTrain
-    | UpdateQueued
-    | Answered
-    | Undeliverable
-)
-
-
-@dataclass(frozen=True, slots=True)
-class AskForWork:
-    """Publish a check-in with this nonce."""
-
-    nonce: str
-
-
-@dataclass(frozen=True, slots=True)
-class FetchBase:
-    """Get and check the offer's base version; ends in BaseHeld, BaseUnreachable or BaseGone."""
-
-    offer: TaskOffer
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Train, or go on from the checkpoint; ends in Interrupted, NotKept, CannotTrain or UpdateQueued."""
-
-    offer: TaskOffer
-
-
-@dataclass(frozen=True, slots=True)
-class DropTraining:
-    """Delete the checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendUpdate:
-    """Publish pieces of the update: all of them, or the chunks named, and the init if asked for."""
-
-    update_id: str
-    everything: bool = True
-    missing: tuple[int, ...] = ()
-    with_init: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AskStatus:
-    """Publish a status query, rather than the whole update again."""
-
-    update_id: str
-    nonce: str
-
-
-@dataclass(frozen=True, slots=True)
-class GoOn:
-    """Publish the pieces of the update that no broker has taken since this process began."""
-
-    update_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Deal with the kept vector as the verdict says, empty the outbox, and note the verdict in the ledger."""
-
-    update_id: str
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreVersion:
-    """Get the version and score it; ends in BaseUnreachable, BaseGone, Interrupted, CannotTrain or ReportMade."""
-
-    offer: EvaluationOffer
-
-
-@dataclass(frozen=True, slots=True)
-class SendReport:
-    """Publish the evaluation report."""
-
-    report: EvaluationReport
-
-
-Effect = AskForWork | FetchBase | Train | DropTraining | SendUpdate | AskStatus | Settle | ScoreVersion | SendReport
-Effects = tuple[Effect, ...]
+# No retry window or backoff is longer: a later moment was written by a clock that was wrong then.
+LONGEST_WAIT_S = 31 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +113,17 @@ def _always(state: State, event: Any) -> bool:
     return True
 
 
+def due(state: State, now: float) -> bool:
+    """Whether the phase may act again."""
+    return now >= state.not_before or state.not_before - now > LONGEST_WAIT_S
+
+
 def _due(state: State, event: Looked) -> bool:
-    return event.now >= state.not_before
+    return due(state, event.now)
 
 
 def _expired(state: State, event: Looked) -> bool:
-    return state.offer is not None and event.now >= state.offer.deadline
+    return event.trusted and state.offer is not None and event.now >= state.offer.deadline
 
 
 def _within(window: RetryWindow, draw: float) -> float:
@@ -440,10 +260,11 @@ def _send(state: State, event: Looked) -> tuple[State, Effects]:
 def _send_missing(state: State, event: Answered) -> tuple[State, Effects]:
     receipt, lacking = event.receipt, len(event.receipt.missing)
     # Progress is no reason to wait longer: a link that breaks twenty times still brings an update to its end.
-    attempts = 1 if 0 <= lacking < state.lacking else state.attempts
+    attempts = 1 if state.lacking < 0 or lacking < state.lacking else state.attempts
     again = event.now + (0.5 + 0.5 * event.draw) * backoff.longest_wait(attempts)
     effect = SendUpdate(state.update_id, everything=False, missing=receipt.missing, with_init=receipt.init_missing)
-    return _keep(state, not_before=again, attempts=attempts, lacking=lacking), (effect,)
+    asked = _keep(state, not_before=again, attempts=attempts, lacking=lacking, answered_at=receipt.issued_at)
+    return asked, (effect,)
 
 
 def _settle(state: State, event: Answered) -> tuple[State, Effects]:
@@ -484,14 +305,19 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(T, NotKept, "", _always, T, _later),
     Transition(T, CannotTrain, "", _always, R, _cannot, (DropTraining,)),
     Transition(T, UpdateQueued, "", _always, S, _queued),
-    Transition(S, Looked, "no answer in seven days", lambda s, e: e.now >= s.give_up_at, R, _give_up, (Settle,)),
+    Transition(S, Looked, "no answer in seven days",
+               lambda s, e: e.trusted and e.now >= s.give_up_at, R, _give_up, (Settle,)),
     Transition(S, Looked, "the link is unmetered, the wait is over",
                lambda s, e: e.may_send and _due(s, e), S, _send, (SendUpdate, AskStatus, GoOn)),
+    # A broker redelivers what was not acknowledged when the link broke: what it asks for was sent since.
+    Transition(S, Answered, "incomplete, told before",
+               lambda s, e: e.receipt.verdict == "incomplete" and e.receipt.issued_at == s.answered_at, S, _stay),
     Transition(S, Answered, "incomplete",
                lambda s, e: e.receipt.verdict == "incomplete", S, _send_missing, (SendUpdate,)),
     Transition(S, Answered, "a verdict", _always, R, _settle, (Settle,)),
     Transition(S, Undeliverable, "", _always, R, _undeliverable, (Settle,)),
-    Transition(E, Looked, "the lease is over", lambda s, e: e.now >= _evaluation_of(s).deadline, R, _evaluation_over),
+    Transition(E, Looked, "the lease is over",
+               lambda s, e: e.trusted and e.now >= _evaluation_of(s).deadline, R, _evaluation_over),
     Transition(E, Looked, "every condition holds, the wait is over",
                lambda s, e: e.may_train and e.may_send and _due(s, e), E, _evaluate, (ScoreVersion,)),
     Transition(E, Declined, "", _always, R, _evaluation_declined),
@@ -501,7 +327,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(E, Interrupted, "", _always, E, _stay),
     Transition(E, CannotTrain, "", _always, R, _evaluation_over),
     Transition(E, ReportMade, "", _always, P, _reported),
-    Transition(P, Looked, "the lease is over", lambda s, e: e.now >= s.give_up_at, R, _evaluation_over),
+    Transition(P, Looked, "the lease is over", lambda s, e: e.trusted and e.now >= s.give_up_at, R, _evaluation_over),
     Transition(P, Looked, "the link is unmetered, the wait is over",
                lambda s, e: e.may_send and _due(s, e), P, _send_report, (SendReport,)),
     Transition(P, Answered, "a verdict", _always, R, _report_answered, (Settle,)),

@@ -1,6 +1,7 @@
 """Downloads and enrolment against a real HTTP server of the standard library."""
 
 import http.server
+import ssl
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from edge_runtime import identity
 from edge_runtime.adapters.downloads import HttpDownloads, read_all
 from edge_runtime.adapters.enrolment import EnrolmentRefused, enrol
 from edge_runtime.ports import NotThere, TooLarge, Unreachable
+from tests.edge_runtime.certificates import make_certificate
 from tests.edge_runtime.conftest import free_port
 from tests.edge_runtime.fakes import Entropy
 from wire_contract import envelope
@@ -103,6 +105,31 @@ def test_what_is_missing_and_what_does_not_answer_are_told_apart(server):
     for address in ("ftp://x/y", "http://", "http://h:port/", "nonsense"):
         with pytest.raises(Unreachable, match="an address is"):
             HttpDownloads(2).fetch(address, 0, 10)
+
+
+def test_over_https_the_servers_name_and_authority_are_checked(tmp_path):
+    ca, certificate, key = make_certificate(tmp_path, "localhost")
+    handler = type("OneTest", (Handler,), {})
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    running.socket = context.wrap_socket(running.socket, server_side=True)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    port = running.server_address[1]
+    try:
+        opened = HttpDownloads(5, ca_file=ca).fetch(f"https://localhost:{port}/v1/models/x", 1000, SIZE)
+        assert opened.start == 1000 and read_all(opened) == BODY[1000:]
+        with pytest.raises(Unreachable, match=r"(?i)certificate"):
+            HttpDownloads(5).fetch(f"https://localhost:{port}/v1/models/x", 0, SIZE)
+        with pytest.raises(Unreachable, match=r"(?i)certificate|mismatch"):
+            HttpDownloads(5, ca_file=ca).fetch(f"https://127.0.0.1:{port}/v1/models/x", 0, SIZE)
+        with pytest.raises(Unreachable, match="PEM"):
+            HttpDownloads(5, ca_file=key).fetch(f"https://localhost:{port}/v1/models/x", 0, SIZE)
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
 
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"a" * 32)

@@ -1,20 +1,19 @@
 """The transport against real brokers; a plain paho client is the independent witness."""
 
-import datetime
 import os
+import resource
 import socket
+import subprocess
+import sys
 import time
 
 import paho.mqtt.client as paho
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from benchmarks.fault_proxy import FaultProxy
 from edge_runtime.adapters.mqtt import MqttTransport
 from edge_runtime.ports import Outgoing, TooLarge, Unreachable
+from tests.edge_runtime.certificates import make_certificate
 from tests.edge_runtime.conftest import Broker, free_port, need_mosquitto
 
 WILL = Outgoing("fl/will", b"offline", retain=True)
@@ -279,29 +278,6 @@ def test_the_address_that_worked_is_tried_first_and_the_better_one_again_after_s
         transport.disconnect()
 
 
-def make_certificate(folder, host):
-    """Make an authority and a broker's certificate for `host`; return the paths (ca, certificate, key)."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-
-    def certificate(subject, public, issuer_key, extension, critical):
-        made = x509.CertificateBuilder().subject_name(subject).issuer_name(name).public_key(public)
-        made = made.serial_number(x509.random_serial_number()).not_valid_before(begin)
-        made = made.not_valid_after(begin + datetime.timedelta(days=1)).add_extension(extension, critical)
-        return made.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    alternative = x509.SubjectAlternativeName([x509.DNSName(host)])
-    own = x509.BasicConstraints(ca=True, path_length=None)
-    (folder / "ca.pem").write_bytes(certificate(name, authority.public_key(), authority, own, True))
-    (folder / "broker.pem").write_bytes(certificate(subject, key.public_key(), authority, alternative, False))
-    (folder / "broker.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return [str(folder / each) for each in ("ca.pem", "broker.pem", "broker.key")]
-
-
 @pytest.mark.needs_mosquitto
 @pytest.mark.parametrize("scheme", ["mqtts", "wss"])
 def test_over_tls_the_brokers_name_and_authority_are_checked(tmp_path, scheme):
@@ -344,3 +320,32 @@ def test_an_authority_that_is_no_file_lets_nobody_be_believed(tmp_path):
     for name in ("ca.pem", "absent.pem"):
         with pytest.raises(Unreachable, match="PEM"):
             MqttTransport("mqtts://127.0.0.1:1", "d", ca_file=str(tmp_path / name)).connect(WILL, ())
+
+
+@pytest.mark.needs_mosquitto
+def test_a_process_with_more_open_files_than_select_can_hold_still_hears_its_broker(mosquitto_broker):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        transport = connect(mosquitto_broker)
+        sender = connect(mosquitto_broker, (), "sender")
+        sender.publish(Outgoing("dev/down", b"task"))
+        sender.flush(5)
+        (received,) = transport.receive(5)
+        assert received.payload == b"task" and max(others) > 1024
+        transport.disconnect()
+        sender.disconnect()
+    finally:
+        for each in others:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_idle_transport_has_not_imported_paho():
+    code = (
+        "import sys; from edge_runtime.adapters.mqtt import MqttTransport; from edge_runtime.link import Link; "
+        "MqttTransport('mqtt://127.0.0.1:1', 'd'); print([n for n in ('paho', 'numpy') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

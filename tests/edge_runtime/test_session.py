@@ -111,6 +111,24 @@ def test_fewer_missing_chunks_than_the_last_time_shorten_the_wait_and_no_progres
     assert fewer.not_before < same.not_before
 
 
+def test_an_incomplete_receipt_that_comes_again_sends_nothing_again():
+    sending = state(Phase.SENDING, attempts=1)
+    answer = session.Answered(NOW, receipt("incomplete", missing=(2, 5)), 0.5)
+    after, effects = step(sending, answer)
+    assert effects and step(after, answer) == (after, ())
+
+
+def test_by_a_clock_that_cannot_be_believed_no_lease_ends_and_nothing_is_given_up():
+    late = dataclasses.replace(LOOK, now=NOW + 9e8, may_train=False, may_send=False, trusted=False)
+    for phase in Phase:
+        assert step(state(phase), late)[0].phase is (Phase.RESTING if phase is Phase.CHECKING_IN else phase)
+
+
+def test_a_wait_that_a_wrong_clock_wrote_does_not_last_for_years():
+    assert session.due(State(not_before=NOW + 32 * 86_400), NOW)
+    assert not session.due(State(not_before=NOW + 30 * 86_400), NOW)
+
+
 def test_a_lease_that_is_over_drops_the_training():
     late = dataclasses.replace(LOOK, now=NOW + 3600)
     for phase in (Phase.FETCHING, Phase.TRAINING):
