@@ -1,19 +1,19 @@
 """Claim: a person does not notice the agent: little memory, no CPU when the cable is pulled, next to no bytes at rest.
 
-- peak: `edge-runtime run` trains the reference model (1,422,250 parameters) in its child process, from the person's text
-  to the queued update; beside it Keras does as many steps of the same network and batch size in a process of its own.
-  Memory is the sum of the resident sets of agent and child (pages that both share count twice: against us), sampled
-  every 20 ms; `peak_ratio` is the larger of the exact and the sampled one;
+- peak: `edge-runtime run` trains the reference model (1,422,250 parameters) in its child process, from the person's
+  text to the queued update; beside it Keras does as many steps of the same network and batch size in a process of its
+  own. Memory is the sum of the resident sets of agent and child (pages that both share count twice: against us),
+  sampled every 20 ms; `peak_ratio` is the larger of the exact and the sampled one;
 - idle: the same command on an enrolled home at rest, 15 s after its start, no broker in reach; beside it Flower's
   SuperNode and NVFlare's client, each with the processes it starts, where their environments are there;
 - cold start: CPU seconds of that command until it says what it waits for;
 - stop: the charger's file says unplugged, at random moments of a training. `stop_ms` is until the child trains no more:
   gone, or stopped by the supervisor, after which it may only write its checkpoint; `last_tick_ms` is until it is gone,
   `cpu_after_ms` what it used in between. Also with four busy processes beside it;
-- bytes: a day at rest over a counting proxy to mosquitto: one check-in cycle (turned away) is counted, and a minute of a
-  connection that stands; the day is as many cycles as the aggregator's shortest retry windows leave room for in a night.
+- bytes: a day at rest over a counting proxy to mosquitto: one check-in cycle (turned away) is counted, and a minute of
+  a connection that stands; the day is as many cycles as the shortest retry windows leave room for in a night.
 
-Run: python -m benchmarks.footprint [--stops 110] [--starved-stops 40] [--quick]. The last line is one JSON object.
+Run: python -m benchmarks.footprint [--stops 110] [--starved-stops 110]. The last line is one JSON object.
 """
 
 import argparse
@@ -60,8 +60,8 @@ with quiet():
     size = PRESETS["reference"]
     model = NextWordModel(size)
     model.load(initial_tensors(size, rng))
-    model.compile(optimizer=keras.optimizers.SGD(1.0), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                  jit_compile=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.SGD(1.0), loss=loss, jit_compile=False)
     ids = (np.exp(rng.random((16, 21)) * np.log(size.words)) - 1).astype(np.int32)
     for _ in range(int(sys.argv[1])):
         model.train_on_batch(ids[:, :-1], ids[:, 1:])

@@ -1,8 +1,7 @@
 """The bytes of a day at rest, counted on the wire: a real agent, mosquitto, and a proxy that counts between them.
 
-The aggregator's part is played: it turns every check-in away with the shortest retry window that an aggregator's default
-pace has. What is counted is what the socket carries, MQTT's own headers included, TCP's and IP's not (`WIRE` says how many
-packets there were at least, from the bytes).
+The aggregator's part is played: it turns every check-in away with the shortest retry window that an aggregator's
+default pace has. What is counted is what the sockets carry, MQTT's headers included, TCP's and IP's not.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """A device's home with the reference model in it, ready to train: for benchmarks of the device itself, with no cloud.
 
-Everything in it is real and signed: the bundle is exported once into `.cache/bench/footprint`, the enrolment and the task
-offer are signed by keys that only the benchmark has. `arm` sets the session to a training that was offered and fetched.
+Everything in it is real and signed: the bundle is exported once into `.cache/bench/footprint`, the enrolment and the
+task offer are signed by keys that only the benchmark has. `arm` sets the session to a training that was offered.
 """
 
 import hashlib

@@ -64,13 +64,16 @@ def _no_check(data: bytes, manifest: Manifest) -> None:
 class JobRunner:
     """One home's runner. `run` does one job; `close` lets go of the files, and the next job opens them again.
 
-    `held_out_share` is the settings': the agent and its trainer must hold out the same sentences.
+    `held_out_share` is the settings': the agent and its trainer must hold out the same sentences. `let_go` closes the
+    runtime's models when a training has made its last step; a runtime that is shared keeps them.
     """
 
     def __init__(
-        self, home: Path, runtime: ModelRuntime, entropy: Entropy, clock: Clock, held_out_share: float = 0.0
-    ) -> None:
+        self, home: Path, runtime: ModelRuntime, entropy: Entropy, clock: Clock, held_out_share: float = 0.0,
+        let_go: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.home = home
+        self._let_go = let_go
         self._held_out_share = held_out_share
         self._runtime = runtime
         self._entropy = entropy
@@ -173,8 +176,9 @@ class JobRunner:
             self._note_sent(offer.lease, update_id, finished_at)
 
         task = training_task.TrainingTask(
-            self.home, store, self.who[0], self._runtime, self._entropy, job.chunk_bytes, job.times_forgotten
-        )
+            self.home, store, self.who[0], self._runtime, self._entropy, job.chunk_bytes, job.times_forgotten,
+            self._let_go,
+        )  # fmt: skip
         result = task.run(
             offer, held, self.stream_of(held), may_go_on=may_go_on, now=self._clock.now, elapsed=self._clock.elapsed,
             save_state=save_state,

@@ -9,6 +9,7 @@ The rules:
 - nothing is held out on this device: then every release is used, and nothing is carried over, for a copy has learned
   all the text that could judge it;
 - it stops between two calls of the model (`watched_runner`) and keeps nothing then: another night begins anew;
+- what cannot be done is remembered as made, with the reason: it is tried again when a release or more text has come;
 - copy, choice and what it was made of are written after everything was computed, in a transaction that refuses a home
   which was told to forget since.
 numpy is loaded by `run`; `due` is cheap, and the supervisor calls it.
@@ -145,19 +146,27 @@ def run(
     from wire_contract.errors import ContractError
 
     work = _Work(slots, runtime, examples, may_go_on)
+    release, last_record = newest(slots), examples.last_record()
+    if release is None:
+        return Refused(reason="there is no version to make a personal copy of")
+    made: Personalized | Refused
     try:
-        return _run(home, work, store, times_forgotten=times_forgotten, seed=seed)
+        made = _run(home, work, release, store, times_forgotten=times_forgotten, seed=seed)
     except NotNow:
         return Stopped()
     except (RuntimeFailed, ContractError) as e:
-        return Refused(reason=f"no personal copy can be made: {e}")
+        made = Refused(reason=f"no personal copy can be made: {e}")
+    accepted = isinstance(made, Personalized) and made.accepted
+    record = MadeRecord(
+        release=release.manifest.sha256, last_record=last_record, accepted=accepted, reason=made.reason[:400]
+    )
+    personal_records.write(home, store, times_forgotten, record)
+    return made
 
 
-def _run(home: Path, work: _Work, store: StateStore, *, times_forgotten: int, seed: int) -> Personalized | Refused:
-    release = newest(work.slots)
-    if release is None:
-        return Refused(reason="there is no version to make a personal copy of")
-    last_record = work.examples.last_record()
+def _run(
+    home: Path, work: _Work, release: Held, store: StateStore, *, times_forgotten: int, seed: int
+) -> Personalized | Refused:
     base, verdict = _choose(work, release)
     stream = work.stream(base, work.examples.sentences())
     if stream is None:
@@ -179,10 +188,6 @@ def _run(home: Path, work: _Work, store: StateStore, *, times_forgotten: int, se
             reason=verdict.told(release.manifest.version, base.manifest.version),
         )  # fmt: skip
         personal_records.write(home, store, times_forgotten, choice)
-    made = MadeRecord(
-        release=release.manifest.sha256, last_record=last_record, accepted=tensors is not None, reason=reason[:400]
-    )
-    personal_records.write(home, store, times_forgotten, made)
     return Personalized(accepted=tensors is not None, reason=reason, version=base.manifest.version)
 
 

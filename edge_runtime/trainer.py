@@ -126,9 +126,10 @@ def serve(arguments: argparse.Namespace, pipes: Pipes, stop: StopAsked) -> None:
     priority = arguments.priority
     applied = process_limits.apply(parent=arguments.parent, memory_bytes=arguments.memory, priority=priority)
     pipes.send(applied)
+    runtime = LazyRuntime(arguments.runtime)
     runner = JobRunner(
-        arguments.home, LazyRuntime(arguments.runtime), identity.system_entropy, CarriedClock(arguments.ahead),
-        arguments.held_out,
+        arguments.home, runtime, identity.system_entropy, CarriedClock(arguments.ahead), arguments.held_out,
+        runtime.let_go,
     )  # fmt: skip
     while not stop:
         order = pipes.next_order(arguments.linger)

@@ -41,9 +41,16 @@ from wire_contract.patch import read_tensors
 Outcome = Stopped | Refused | NoRoom | Queued
 
 
+def _keep_all() -> None:
+    """The runtime is shared: it goes on."""
+
+
 @dataclass(frozen=True)
 class TrainingTask:
-    """What a training needs. `times_forgotten` is the store's count as of the session that wants the training."""
+    """What a training needs. `times_forgotten` is the store's count as of the session that wants the training.
+
+    `let_go` is called when the interpreter has made its last step: what it holds is as large as all the rest.
+    """
 
     home: Path
     store: StateStore
@@ -52,6 +59,7 @@ class TrainingTask:
     entropy: Entropy
     chunk_bytes: int
     times_forgotten: int
+    let_go: Callable[[], None] = _keep_all
 
     @property
     def _vectors(self) -> Vectors:
@@ -84,8 +92,7 @@ class TrainingTask:
         timing = checkpoint_timing.begin(elapsed())
         try:
             local_training.check_plan(offer.plan, manifest)
-            base = read_tensors(held.data, manifest)
-            packed = layout.pack(base)
+            packed = layout.pack(read_tensors(held.data, manifest))
             checkpoint = kept.load(packed)
             if checkpoint is None:
                 checkpoint = local_training.begin(stream, packed, offer.plan, manifest, offer.seed)
@@ -103,12 +110,15 @@ class TrainingTask:
                     timing = timing.written(elapsed(), self._save(kept, checkpoint))
                 if not goes_on:
                     return Stopped(steps=done)
+            del runner
+            self.let_go()
             carried = residual.carry(
                 self._vectors.residual(layout.fingerprint, layout.size), offer.base_version, offer.plan
             )
             encoded = client_update.make(
-                local_training.result_of(checkpoint), base, carried, offer, layout, index_set, basis
-            )
+                local_training.result_of(checkpoint), read_tensors(held.data, manifest), carried, offer, layout,
+                index_set, basis,
+            )  # fmt: skip
             finished_at = now()
             sealed = client_update.seal_update(
                 encoded,

@@ -61,8 +61,8 @@ _TERMS = TrainerTerms()
 class StopReport:
     """How a stop went.
 
-    `asked_at` is on the monotonic clock; from then on it took `trained_s` until the child trained no more (it was gone, or
-    the kernel stopped it: `starved`), `gone_s` until it was gone (`killed` if it did not go by itself), and `cpu_s` of CPU.
+    `asked_at` is on the monotonic clock; from then on it took `trained_s` until the child trained no more (it was gone,
+    or the kernel stopped it: `starved`), `gone_s` until it was gone (`killed`: not by itself), and `cpu_s` of CPU.
     """
 
     starved: bool

@@ -110,6 +110,8 @@ class SqliteExampleStore:
         """Like `add` for several messages, in one transaction; return how many sentences were stored."""
         if not learn or self.vocabulary is None:
             return 0
+        if self._salt is None:
+            raise self._not_ours()
         sentences: list[str] = []
         new_words: Counter[str] = Counter()
         for text in texts:

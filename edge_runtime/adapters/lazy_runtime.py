@@ -1,8 +1,9 @@
 """The ModelRuntime port that loads numpy and the interpreter at the first model, and knows its name before."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.ports import SignatureRunner
@@ -11,19 +12,26 @@ if TYPE_CHECKING:
     from edge_runtime.adapters.interpreter import InterpreterRuntime
 
 RuntimeName = Literal["auto", "litert", "tflite"]
-PACKAGES = {"litert": ("ai_edge_litert", "ai-edge-litert"), "tflite": ("tflite_runtime", "tflite-runtime")}
+MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}
 
 
 def runtime_name(wanted: RuntimeName) -> str:
     """Return which interpreter and version would be loaded, found without loading it: `litert 2.3.0`, or `none`."""
     for short in ("litert", "tflite") if wanted == "auto" else (wanted,):
-        module, package = PACKAGES[short]
-        if importlib.util.find_spec(module) is not None:
-            try:
-                return f"{short} {version(package)}"
-            except PackageNotFoundError:
-                return short
+        if importlib.util.find_spec(MODULES[short]) is not None:
+            return f"{short} {_version_of(MODULES[short])}".strip()
     return "none"
+
+
+def _version_of(module: str) -> str:
+    """Return the version in the name of the package's metadata folder, or "".
+
+    `importlib.metadata` says the same and brings a mail parser with it, 2 MB in an idle agent.
+    """
+    for folder in map(Path, sys.path):
+        for found in folder.glob(f"{module}-*.dist-info"):
+            return found.name.removeprefix(f"{module}-").removesuffix(".dist-info")
+    return ""
 
 
 class LazyRuntime:
@@ -56,6 +64,10 @@ class LazyRuntime:
     def checked(self, sha256: str) -> bool:
         """See `ports.ModelRuntime`."""
         return self._runtime().checked(sha256)
+
+    def let_go(self) -> None:
+        """Close every model and forget what was checked: the interpreter's memory is free then."""
+        self._loaded = None
 
     def mark_checked(self, sha256: str) -> None:
         """See `ports.ModelRuntime`."""

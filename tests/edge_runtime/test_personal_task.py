@@ -17,7 +17,7 @@ from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.jobs import Personalized, Refused, Stopped
 from edge_runtime.model_slots import Held, ModelSlots
 from edge_runtime.personalization import make_copy
-from edge_runtime.ports import Forgotten, NotThere, StorageFailed
+from edge_runtime.ports import Forgotten, NotThere, RuntimeFailed, StorageFailed
 from edge_runtime.privacy_filter import id_stream
 from edge_runtime.trust import Keys
 from tests.edge_runtime.fakes import RUNTIME, TINY
@@ -292,9 +292,28 @@ def test_a_copy_is_due_when_there_is_none_when_a_release_came_and_when_much_was_
 def test_too_little_text_and_no_version_are_refused_by_name(home):
     assert "no version" in home.run(Examples()).reason
     home.release(2)
-    refused = home.run(Examples(trained=2))
+    little = Examples(trained=5, held_out=20)
+    assert personal_task.due(home.path, home.slots, little)
+    refused = home.run(little)
     assert isinstance(refused, Refused) and "too little text" in refused.reason
-    assert home.personal_files() == {}
+    assert set(home.personal_files()) == {"made"}
+    assert personal_task.due(home.path, home.slots, little) == "", "not tried again at every turn"
+
+
+def test_a_runtime_that_fails_is_told_and_not_tried_again_at_once(home):
+    home.release(2)
+
+    class Broken:
+        def template(self, sha256, read):
+            raise RuntimeFailed("no interpreter is installed")
+
+    refused = personal_task.run(
+        home.path, home.slots, Broken(), Examples(), home.store, times_forgotten=0, seed=1, may_go_on=lambda: True
+    )
+    assert isinstance(refused, Refused) and "no interpreter" in refused.reason
+    assert personal_task.due(home.path, home.slots, Examples()) == ""
+    home.release(3, GOOD)
+    assert personal_task.due(home.path, home.slots, Examples()) != ""
 
 
 @pytest.mark.parametrize("kind", [MixtureRecord, ChoiceRecord, MadeRecord])
