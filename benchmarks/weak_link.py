@@ -18,16 +18,17 @@
 
 Loopback, no TLS, one machine: the proxy's cuts and rates are exact, what a real network adds is not measured.
 
-Run: python -m benchmarks.weak_link [--part cut slow kills crowd] [--updates 400] [--clients 1000] [--seed 1]
-The last line is one JSON object. Takes about five minutes.
+Run: python -m benchmarks.weak_link [--part cut slow kills crowd] [--rounds 3] [--updates 400] [--clients 1000] [--seed 1]
+The last line is one JSON object. Takes about eight minutes.
 """
 
 import argparse
 import json
 import platform
 import random
-import resource
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,13 +40,13 @@ import paho.mqtt.client as paho
 from benchmarks import killed_fleet, lone_device
 from benchmarks.broker_process import BrokerProcess
 from benchmarks.fault_proxy import FaultProxy
-from edge_runtime.adapters.mqtt import MqttTransport
-from edge_runtime.ports import Outgoing
 
 UPDATE_BYTES = 1_400_000
 CUT_BYTES = 600_000
 PARTS = ("cut", "slow", "kills", "crowd")
 NAIVE_S = 20.0
+CHUNK_BYTES = 32_768
+CROWD_S = 300.0
 
 
 class NaivePaho:
@@ -102,13 +103,21 @@ def chunked(data: bytes, size: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
-def cut(folder: Path, rng: random.Random) -> dict:
-    data = rng.randbytes(UPDATE_BYTES)
+def cut(folder: Path, rng: random.Random, rounds: int) -> dict:
+    """Take turns; the last round lets paho try the single PUBLISH, too, which only its time limit ends."""
+    rows: dict = {}
     with BrokerProcess("mosquitto", folder / "broker") as broker:
-        ours = lone_device.upload(folder / "ours", broker, data, cut_after_bytes=CUT_BYTES)
-        single = naive(broker, [data], NAIVE_S, cut_after_bytes=CUT_BYTES)
-        all_at_once = naive(broker, chunked(data, 32_768), NAIVE_S, cut_after_bytes=CUT_BYTES)
-    return {"ours": ours, "paho_single_publish": single, "paho_all_chunks_at_once": all_at_once}
+        for number in range(rounds):
+            data = rng.randbytes(UPDATE_BYTES)
+            rows[f"ours_{number}"] = lone_device.upload(folder / str(number), broker, data, cut_after_bytes=CUT_BYTES)
+            pieces = chunked(data, CHUNK_BYTES)
+            rows[f"paho_all_chunks_at_once_{number}"] = naive(broker, pieces, NAIVE_S, cut_after_bytes=CUT_BYTES)
+        rows["paho_single_publish"] = naive(broker, [data], NAIVE_S, cut_after_bytes=CUT_BYTES)
+    return rows
+
+
+def ratios(rows: dict, kind: str) -> list[float]:
+    return [row["bytes_ratio"] for name, row in rows.items() if name.startswith(kind)]
 
 
 def slow(folder: Path, rng: random.Random) -> dict:
@@ -122,51 +131,11 @@ def slow(folder: Path, rng: random.Random) -> dict:
         }
 
 
-def crowd(folder: Path, clients: int) -> dict:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * clients + 200)), hard))
-    payload = random.Random(1).randbytes(20_000)
-    with BrokerProcess("mosquitto", folder / "broker") as broker:
-        sender = MqttTransport(broker.url, "sender")
-        sender.connect(Outgoing("will/sender", b""), ())
-        memory, cpu, began = resident_kb(), time.process_time(), time.monotonic()
-        transports = [MqttTransport(broker.url, f"client-{number}") for number in range(clients)]
-        for number, transport in enumerate(transports):
-            transport.connect(Outgoing(f"will/{number}", b""), (f"down/{number}",))
-        connected = resident_kb()
-        for number, transport in enumerate(transports):
-            for place in range(2):
-                transport.publish(Outgoing(f"up/{number}/{place}", payload))
-        for transport in transports:
-            transport.flush(30)
-        for number in range(clients):
-            sender.publish(Outgoing(f"down/{number}", b"task"))
-        sender.flush(30)
-        received = 0
-        for transport in transports:
-            for message in transport.receive(10):
-                transport.ack(message)
-                received += 1
-        used = time.process_time() - cpu
-        report = {
-            "clients": clients,
-            "received": received,
-            "connected": sum(transport.connected for transport in transports),
-            "seconds": round(time.monotonic() - began, 1),
-            "cpu_ms_a_client": round(1e3 * used / clients, 2),
-            "kb_a_client_connected": round((connected - memory) / clients, 1),
-            "kb_a_client_after": round((resident_kb() - memory) / clients, 1),
-            "rss_mb": round(resident_kb() / 1024, 1),
-        }
-        for transport in transports:
-            transport.disconnect()
-        sender.disconnect()
-    return report
-
-
-def resident_kb() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() // 1024
+def crowd(clients: int) -> dict:
+    """In a process of its own: memory that another part has used and let go would be used again, and not be seen."""
+    command = [sys.executable, "-m", "benchmarks.transport_crowd", "--clients", str(clients)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CROWD_S, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def show(name: str, rows: dict) -> None:
@@ -178,6 +147,7 @@ def show(name: str, rows: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rounds", type=int, default=3, help="of the link that is cut")
     parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--devices", type=int, default=40)
     parser.add_argument("--clients", type=int, default=1000)
@@ -190,20 +160,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         parts: dict[str, Callable[[], dict]] = {
-            "cut": lambda: cut(folder / "cut", rng),
+            "cut": lambda: cut(folder / "cut", rng, asked.rounds),
             "slow": lambda: slow(folder / "slow", rng),
             "kills": lambda: {
                 kind: killed_fleet.play(folder / kind, kind, asked.updates, asked.devices, asked.seed)
                 for kind in ("mosquitto", "iotcore")
             },
-            "crowd": lambda: crowd(folder / "crowd", asked.clients),
+            "crowd": lambda: crowd(asked.clients),
         }
         for name in asked.part:
             report[name] = parts[name]()
             show(name, report[name])
     if "cut" in report:
-        report["bytes_ratio"] = report["cut"]["ours"]["bytes_ratio"]
-        report["naive_bytes_ratio"] = report["cut"]["paho_all_chunks_at_once"]["bytes_ratio"]
+        report["bytes_ratio"] = max(ratios(report["cut"], "ours"))
+        report["bytes_ratio_is"] = "the worst of the rounds, check-in, requests and reports included"
+        report["naive_bytes_ratio"] = max(ratios(report["cut"], "paho_all"))
         report["naive_single_publish_done"] = report["cut"]["paho_single_publish"]["done"]
     if "slow" in report:
         report["disconnects_100kBps"] = report["slow"]["ours_100kBps"]["disconnects"]
@@ -215,7 +186,12 @@ def main() -> None:
         report["updates"] = asked.updates
     if "crowd" in report:
         report["transports_in_one_process"] = report["crowd"]["received"]
-    report["settings"] = {"update_bytes": UPDATE_BYTES, "cut_bytes": CUT_BYTES, "chunk_bytes": 32_768, "window": "2-4"}
+    report["settings"] = {
+        "update_bytes": UPDATE_BYTES,
+        "cut_bytes": CUT_BYTES,
+        "chunk_bytes": CHUNK_BYTES,
+        "window": "2-4",
+    }
     report["machine"] = platform.machine()
     report["versions"] = {name: version(name) for name in ("paho-mqtt", "iotcore")}
     print(json.dumps(report))

@@ -81,6 +81,8 @@ from wire_contract.messages import (
 
 ROW_TOKENS = 20
 LINK = "link"
+# An answer to a question of ours that took no longer says what time it is.
+FRESH_S = 60.0
 # A killed agent forgets at most so many seconds of training that the night has used.
 USAGE_WRITTEN_S = 60.0
 
@@ -126,13 +128,14 @@ class Agent:
         )  # fmt: skip
         self._upload = Upload(self._store, self._row, self.identity, self._link, settings.chunk_bytes)
         self.room = HomeRoom(home, self._keeper.slots, settings.ballast_bytes)
-        self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove)
+        self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove, self._just_asked)
         self._state = self._row.load()
         self._saved = self._state
         self._doubtful = True
         self._examples: SqliteExampleStore | None = None
         self._chance: tuple[str, float] | None = None
         self._standing = Standing()
+        self._asked = ("", 0.0)
         self._notes = Notes()
 
     @property
@@ -438,7 +441,12 @@ class Agent:
                 self._link.request(encode_message(query))
         return None
 
+    def _just_asked(self, nonce: str) -> bool:
+        asked, at = self._asked
+        return nonce == asked and self._ports.clock.elapsed() - at <= FRESH_S
+
     def _check_in(self, nonce: str) -> None:
+        self._asked = (nonce, self._ports.clock.elapsed())
         request = CheckIn(
             device=self.identity.device,
             population=self.enrolled.population,

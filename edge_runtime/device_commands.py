@@ -36,11 +36,11 @@ WATCH_S = 0.05
 MAX_TOKEN_CHARACTERS = 200
 
 
-def open_agent(home: Path, record: Path | None = None) -> Agent:
+def open_agent(home: Path, record: Path | None = None, *, only_looks: bool = False) -> Agent:
     """Return the agent of an enrolled home; `record` is the trace that its looks go into. Raises `CommandError`."""
     settings = read_settings(home)
     try:
-        ports = real_ports(home, settings)
+        ports = real_ports(home, settings, only_looks=only_looks)
         if record is None:
             return Agent(home, settings, ports)
         recorder = RecordingSensors(
@@ -58,7 +58,7 @@ def open_agent(home: Path, record: Path | None = None) -> Agent:
 @contextmanager
 def opened(home: Path) -> Iterator[Agent]:
     """Open the home's agent for a command beside it: nothing is saved on leaving. Raises `CommandError`."""
-    agent = open_agent(home)
+    agent = open_agent(home, only_looks=True)
     try:
         yield agent
     except PortError as e:
@@ -213,7 +213,7 @@ def status(home: Path) -> Result:
 
     with opened(home) as agent:
         settings = read_settings(home)
-        ports = real_ports(home, settings)
+        ports = real_ports(home, settings, only_looks=True)
         usage, told = agent.usage(ports.clock.now()), look(agent, settings, ports)
         held, instead = personal_task.for_keyboard(home, agent.slots)
         versions = {track: agent.slots.slot(track).version for track in ("training", "refresh")}

@@ -13,6 +13,7 @@ from pathlib import Path
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result, table
+from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import Settings, read_settings
 from edge_runtime.device_commands import opened
@@ -39,7 +40,7 @@ def explain_now(home: Path) -> Result:
     """Return the three sentences. Raises `CommandError`."""
     with opened(home) as agent:
         settings = read_settings(home)
-        ports = real_ports(home, settings)
+        ports = real_ports(home, settings, only_looks=True)
         try:
             return _told(agent, look(agent, settings, ports), ports.clock.now())
         finally:
@@ -51,7 +52,9 @@ def look(agent: Agent, settings: Settings, ports: Ports) -> Explanation:
     policy, clock = settings.policy.as_policy(), ports.clock
     moment = Moment(clock.now(), clock.elapsed(), clock.trusted())
     settled = Standing(looked_at=moment.elapsed, good_since=moment.elapsed - policy.settle_s)
-    readings = ports.sensors.read(moment.now)
+    sensors = ports.sensors
+    # Commands that answer by themselves (Termux's) are waited for; an agent would look again.
+    readings = sensors.read_answered(moment.now) if isinstance(sensors, LinuxSensors) else sensors.read(moment.now)
     return explain(settled, readings, policy, agent.usage(moment.now), moment, training=False)
 
 

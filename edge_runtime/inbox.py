@@ -43,7 +43,8 @@ class Prove(Protocol):
 
 class Inbox:
     """One agent's reading of its messages. `draw` gives a uniform number in [0, 1), only when one is used;
-    `prove` takes the time that a signed message was issued at."""
+    `prove` takes the time that a signed message was issued at; `just_asked` says whether the question with this nonce left a
+    moment ago, for an answer may have waited for hours in the broker's queue."""
 
     def __init__(self, identity: Identity, enrolled: Enrolled, keeper: VersionKeeper, draw: Draw, prove: Prove) -> None:
         self._device = identity.device
@@ -51,6 +52,7 @@ class Inbox:
         self._keeper = keeper
         self._draw = draw
         self._prove = prove
+        self._just_asked = just_asked
 
     def read(self, received: Received, state: session.State, notes: Notes, now: float) -> session.Event | None:
         """Return the event that a message is in this state, if any. Raises `ContractError`, `StorageFull`."""
@@ -90,7 +92,7 @@ class Inbox:
         if reply.device != self._device or reply.nonce != state.nonce:
             # An old reply, or another device's: the broker, or somebody on it, plays it again.
             return None
-        self._prove(reply.issued_at, fresh=True)
+        self._prove(reply.issued_at, fresh=self._just_asked(reply.nonce))
         if isinstance(reply, TurnedAway):
             notes.turned_away = reply.reason
             return session.SentAway(now, reply, self._draw())

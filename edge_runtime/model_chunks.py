@@ -3,7 +3,8 @@
 The rules:
 - only after three downloads in a row found nobody, and only for a version whose signed manifest was accepted;
 - a delta from what is held is asked for first, the whole file only when there is none;
-- at most four pieces are on their way; the next are asked for when these have come, or again after a while;
+- at most four pieces are on their way; the next are asked for when these have come, or again after a while, and then
+  half as many: a slow link is not to carry twice what it carries already;
 - a piece is taken only if it is the next one, of the size that its place has, of what was asked for: a repeated, an
   early or a foreign one is dropped. So the file's length is the whole state, and a transfer goes on after a restart,
   also one that HTTP began;
@@ -33,9 +34,9 @@ PATIENCE = 5
 class Transfer:
     """What is gathered: the version, the base of its delta ("": the file itself), and the request under way.
 
-    `expected` is the first piece that has not been asked for; `size_bytes` is what the first piece said, 0 before and
-    after a request that brought none;
-    `attempts` counts the requests since the last piece.
+    `expected` is the first piece that has not been asked for, `count` how many the last request was for; `size_bytes` is
+    what the first piece said, 0 before and after a request that brought none; `attempts` counts the requests since the
+    last piece.
     """
 
     signed: bytes
@@ -44,6 +45,7 @@ class Transfer:
     base: str
     nonce: str = ""
     expected: int = 0
+    count: int = 0
     size_bytes: int = 0
     ask_at: float = 0.0
     attempts: int = 0
@@ -106,10 +108,12 @@ class ModelChunks:
         first = self._length(transfer) // MAX_CHUNK_BYTES
         # Without a piece in between, wait longer each time: a broker that is slow is not helped by more requests.
         longer = backoff.wait(transfer.attempts, draw) if transfer.attempts else 0.0
+        count = self._next_count(transfer, first)
         self._transfer = replace(
             transfer,
             nonce=nonce,
-            expected=first + MAX_MODEL_WINDOW,
+            expected=first + count,
+            count=count,
             # Nothing came that fits the size that a piece has said: perhaps that piece lied.
             size_bytes=0 if transfer.attempts else transfer.size_bytes,
             ask_at=now + ANSWER_S + longer,
@@ -122,8 +126,17 @@ class ModelChunks:
             wanted=transfer.manifest.sha256,
             held=transfer.base,
             first=first,
-            count=MAX_MODEL_WINDOW,
+            count=count,
         )
+
+    @staticmethod
+    def _next_count(transfer: Transfer, first: int) -> int:
+        """Return how many pieces to ask for: four, half as many as were not all there in time, twice what came."""
+        if not transfer.count:
+            return MAX_MODEL_WINDOW
+        if transfer.nonce and first < transfer.expected:
+            return max(1, transfer.count // 2)
+        return min(MAX_MODEL_WINDOW, 2 * transfer.count)
 
     def take(self, chunk: ModelChunk) -> str:
         """Put a piece where it belongs; return why it was dropped, or "". Raises `StorageFull`."""

@@ -15,10 +15,13 @@ from edge_runtime.config import Settings
 from edge_runtime.ports import Clock, Trainer
 
 
-def real_ports(home: Path, settings: Settings) -> Ports:
-    """Return the ports of an enrolled device. Raises `identity.NotEnrolled`, `Unreachable` for a bad broker address."""
+def real_ports(home: Path, settings: Settings, *, only_looks: bool = False) -> Ports:
+    """Return the ports of an enrolled device; `only_looks`: for a command beside the agent, which writes no time down.
+
+    Raises `identity.NotEnrolled`, `Unreachable` for a bad broker address.
+    """
     enrolled = identity.load_enrolled(home)
-    clock = SystemClock(home / FLOOR_FILE, trust_rtc=settings.policy.clock == "rtc")
+    clock = SystemClock(home / FLOOR_FILE, trust_rtc=settings.policy.clock == "rtc", writes=not only_looks)
     return Ports(
         clock=clock,
         sensors=LinuxSensors(Path(settings.sensors_root)),

@@ -169,7 +169,7 @@ def test_the_bus_is_asked_once_a_second_and_the_reading_says_how_old_it_is(tmp_p
         readings = sensors.read(NOW)
     assert bus.questions == 2 and readings.metered.value is False
     assert readings.idle_s.age_s == pytest.approx(0.9)
-    now[0] = 101.0
+    now[0] = 101.2
     assert sensors.read(NOW).idle_s.age_s == 0.0 and bus.questions == 4
     sensors.close()
 
