@@ -42,12 +42,10 @@ from benchmarks.killed_device import KilledDevice
 from edge_runtime.adapters import files
 from tests.edge_runtime.crash_story import STAGES, Story, Verdict
 from tests.edge_runtime.disk_faults import FaultReport, run_faults
-from tests.edge_runtime.power_cuts import PowerCuts, Report
+from tests.edge_runtime.power_cuts import PowerCuts, Report, memory_folder
 from tests.edge_runtime.recorded_disk import Operation
 
 CONTROL_EVERY = 40
-# The states are rebuilt from the log, and need no disk.
-MEMORY = Path("/dev/shm")
 CONTROLS: dict[str, Callable[[Operation], bool]] = {
     "files are not synced": lambda done: done.by == "files" and done.kind == "sync",
     "names are not synced": lambda done: done.by == "files" and done.kind == "sync_directory",
@@ -63,12 +61,12 @@ def show_points(cuts: Report, faults: FaultReport) -> None:
               f"{faults.by_point[point]:>8}")  # fmt: skip
 
 
-def controls(folder: Path, seed: int) -> dict[str, int]:
+def controls(seed: int) -> dict[str, int]:
     """Return how many problems the judge finds where the disk lies."""
     found = {}
     for name, lies in CONTROLS.items():
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            report = PowerCuts(Path(made), seed=seed, most=4, every=CONTROL_EVERY, lies=lies).run()
+        with memory_folder() as made:
+            report = PowerCuts(made, seed=seed, most=4, every=CONTROL_EVERY, lies=lies).run()
         verdict = report.verdict
         found[name] = verdict.lost + verdict.doubled + verdict.half_activated + (not verdict.identical)
     return found
@@ -97,15 +95,13 @@ def written(folder: Path) -> dict[str, int | None]:
 def measure(asked: argparse.Namespace) -> dict[str, object]:
     """Run all parts, print the table and return the report."""
     total, started = Verdict(), time.monotonic()
-    memory = asked.folder or (MEMORY if MEMORY.is_dir() else None)
-    with tempfile.TemporaryDirectory(dir=memory) as made:
-        cuts = PowerCuts(Path(made), seed=asked.seed, most=asked.states).run()
+    with memory_folder() as made:
+        cuts = PowerCuts(made, seed=asked.seed, most=asked.states).run()
     cut_s = time.monotonic() - started
-    with tempfile.TemporaryDirectory(dir=memory) as made:
-        faults = run_faults(Path(made), every=asked.fault_every)
+    with memory_folder() as made:
+        faults = run_faults(made, every=asked.fault_every)
     fault_s = time.monotonic() - started - cut_s
-    with tempfile.TemporaryDirectory(dir=memory) as made:
-        caught = controls(Path(made), asked.seed)
+    caught = controls(asked.seed)
     with tempfile.TemporaryDirectory(dir=asked.folder) as made:
         killed = KilledDevice(Path(made), asked.seed)
         killed.run(asked.kills)
@@ -161,7 +157,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--fault-every", type=int, default=2, help="refuse every n-th operation of a stage")
     parser.add_argument("--full", action="store_true", help="16 states a moment, every operation refused")
-    parser.add_argument("--folder", type=Path, help="where the homes lie for the while")
+    parser.add_argument("--folder", type=Path, help="on which disk the killed device lives")
     asked = parser.parse_args()
     if asked.full:
         asked.states, asked.fault_every = 16, 1

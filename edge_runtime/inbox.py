@@ -42,11 +42,21 @@ class Prove(Protocol):
 
 
 class Inbox:
-    """One agent's reading of its messages. `draw` gives a uniform number in [0, 1), only when one is used;
-    `prove` takes the time that a signed message was issued at; `just_asked` says whether the question with this nonce left a
-    moment ago, for an answer may have waited for hours in the broker's queue."""
+    """One agent's reading of its messages. `draw` gives a uniform number in [0, 1), only when one is used.
 
-    def __init__(self, identity: Identity, enrolled: Enrolled, keeper: VersionKeeper, draw: Draw, prove: Prove) -> None:
+    `prove` takes the time that a signed message was issued at; `just_asked` says whether the question with this nonce
+    left a moment ago, for an answer may have waited for hours in the broker's queue.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        enrolled: Enrolled,
+        keeper: VersionKeeper,
+        draw: Draw,
+        prove: Prove,
+        just_asked: Callable[[str], bool],
+    ) -> None:
         self._device = identity.device
         self._enrolled = enrolled
         self._keeper = keeper

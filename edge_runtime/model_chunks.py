@@ -34,9 +34,9 @@ PATIENCE = 5
 class Transfer:
     """What is gathered: the version, the base of its delta ("": the file itself), and the request under way.
 
-    `expected` is the first piece that has not been asked for, `count` how many the last request was for; `size_bytes` is
-    what the first piece said, 0 before and after a request that brought none; `attempts` counts the requests since the
-    last piece.
+    `expected` is the first piece that has not been asked for, `count` how many the last request was for; `size_bytes`
+    is what the first piece said, 0 before and after a request that brought none; `attempts` counts the requests since
+    the last piece.
     """
 
     signed: bytes

@@ -6,14 +6,17 @@ The rules:
 - each connection is a fresh paho client, so nothing of an older one is sent again behind our back, and an
   acknowledgement belongs to the connection that brought the message;
 - manual ack: a message is acknowledged after the agent has dealt with it;
+- opening takes its time limit and not longer, whatever a tarpit drips into a handshake;
 - the limits that the CONNACK states are kept for every packet: paho does not look at them, and a packet over the limit
   would be sent, refused and sent again for ever.
 """
 
+import contextlib
 import select
+import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any, Final
 
 import paho.mqtt.client as paho
@@ -116,10 +119,10 @@ class Connection:
         properties.ReceiveMaximum = OUR_RECEIVE_MAXIMUM
         try:
             client.connect(address.host, address.port, self._keepalive_s, clean_start=False, properties=properties)
-            socket = client.socket()
-            if socket is None:
+            opened = client.socket()
+            if opened is None:
                 raise Unreachable(f"{self._where} closed the connection at once")
-            self._poll.register(socket.fileno(), select.POLLIN)
+            self._poll.register(opened.fileno(), select.POLLIN)
             self._pump_until(lambda: self._connected, "CONNECT", timeout_s, clock)
             wanted = self._subscribe(subscriptions)
             self._pump_until(lambda: self._granted >= wanted, "SUBSCRIBE", timeout_s, clock)
@@ -164,17 +167,17 @@ class Connection:
     def pump(self, timeout_s: float) -> None:
         """Wait for the socket at most `timeout_s`, read and write once. Raises `Unreachable`; closed then."""
         client = self._client
-        socket = client.socket()
-        if socket is not None and not self._lost:
-            ahead = getattr(socket, "pending", None)
+        opened = client.socket()
+        if opened is not None and not self._lost:
+            ahead = getattr(opened, "pending", None)
             if ahead is not None and ahead() > 0:
                 # poll(2) does not know of it.
                 self._read()
                 timeout_s = 0.0
-            socket = client.socket()
-        if socket is not None and not self._lost:
+            opened = client.socket()
+        if opened is not None and not self._lost:
             wants = select.POLLIN | (select.POLLOUT if client.want_write() else 0)
-            self._poll.modify(socket.fileno(), wants)
+            self._poll.modify(opened.fileno(), wants)
             for _, ready in self._poll.poll(1000 * min(timeout_s, LONGEST_POLL_S)):
                 if ready & ~select.POLLOUT:
                     self._read()
@@ -215,9 +218,9 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket without another word. Safe to call twice."""
-        socket = self._client.socket()
-        if socket is not None:
-            socket.close()
+        opened = self._client.socket()
+        if opened is not None:
+            opened.close()
         self._connected = False
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
@@ -256,5 +259,37 @@ _REFUSED: Final = "it refuses"
 
 def _send_at_once(client: Any, data: Any, opened: Any) -> None:
     # A WebSocket's wrapper has no options of its own; its socket was opened by paho just before.
-    socket = getattr(opened, "_socket", opened)
-    socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    getattr(opened, "_socket", opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class _PatientClient(paho.Client):
+    """paho bounds each read of a TLS or WebSocket handshake by `connect_timeout`; this bounds the whole handshake.
+
+    A second handle to the connection is shut down when the time is up, which ends whatever read is under way.
+    """
+
+    def _create_socket(self) -> Any:
+        self._watch: tuple[threading.Timer, socket.socket] | None = None
+        try:
+            return super()._create_socket()
+        finally:
+            if self._watch is not None:
+                timer, twin = self._watch
+                timer.cancel()
+                twin.close()
+
+    def _create_socket_connection(self) -> socket.socket:
+        opened = super()._create_socket_connection()
+        if self._ssl or self._transport == "websockets":
+            twin = opened.dup()
+            timer = threading.Timer(self.connect_timeout, _shut, (twin,))
+            timer.daemon = True
+            timer.start()
+            self._watch = timer, twin
+        return opened
+
+
+def _shut(twin: socket.socket) -> None:
+    # It may have been closed in this very moment.
+    with contextlib.suppress(OSError):
+        twin.shutdown(socket.SHUT_RDWR)

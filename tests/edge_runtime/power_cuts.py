@@ -7,14 +7,27 @@ judged: with all and without all that is pending always, the others drawn by `se
 
 import random
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.edge_runtime.crash_states import Disk, Tree
 from tests.edge_runtime.crash_story import STAGES, Outcome, Story, Verdict, cut
 from tests.edge_runtime.recorded_disk import Lies, Operation, RecordedDisk, contents, honest, recording
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is one, until the block ends.
+
+    What is tried there is the order of what was written, which the log has; a disk would only be slower.
+    """
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as made:
+        yield Path(made)
 
 
 @dataclass

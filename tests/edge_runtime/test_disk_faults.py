@@ -1,5 +1,6 @@
 """A disk that fails in the middle of a night: memory follows the disk, and no part of an update is lost or doubled."""
 
+import errno
 import sqlite3
 
 import numpy as np
@@ -14,6 +15,8 @@ from edge_runtime.session_row import SessionRow, differ
 from tests.edge_runtime.crash_story import Verdict
 from tests.edge_runtime.disk_faults import run_faults
 from tests.edge_runtime.fakes import World
+from tests.edge_runtime.power_cuts import memory_folder
+from tests.edge_runtime.recorded_disk import recording
 
 
 def on_disk(world):
@@ -32,6 +35,12 @@ def on_disk(world):
     return session, total, waiting
 
 
+@pytest.fixture
+def memory():
+    with memory_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What a night without a fault queues: residual + kept."""
@@ -47,26 +56,48 @@ def whole(tmp_path_factory):
     return total
 
 
-@pytest.mark.parametrize("table", ["memory", "usage", "outbox", "chunk", "vector"])
-@pytest.mark.parametrize("turn", [0, 1, 2])
-def test_a_write_that_finds_no_room_is_done_again_and_the_delta_is_conserved(tmp_path, whole, table, turn):
+class FullDisk:
+    """Has no room for what the functions in `sites` want written; `struck` says whether it was asked."""
+
+    def __init__(self):
+        self.sites = set()
+        self.struck = []
+
+    def before(self, operation):
+        if operation.site in self.sites and operation.kind in ("create", "write"):
+            self.struck.append(operation.site)
+            return errno.ENOSPC
+        return 0
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    disk = FullDisk()
+    with recording(tmp_path, disk.before):
+        yield disk
+
+
+# Who writes what: the session's row, the night's usage, and in the training's transaction all of it with the outbox.
+SITES = {
+    "session_journal.put": {0, 1, 2},
+    "night_budget.record": {0, 1},
+    "vectors.write": {1},
+    "training_task.run": {1},
+}
+
+
+@pytest.mark.parametrize(("site", "turn"), [(site, turn) for site, turns in SITES.items() for turn in sorted(turns)])
+def test_a_write_that_finds_no_room_is_done_again_and_the_delta_is_conserved(tmp_path, full_disk, whole, site, turn):
     world = World(tmp_path / "home")
     world.type_text()
     world.aggregator.mute_receipts = True
     for number in range(3):
-        connection = world.agent._store.connection
-        if number == turn:
-            connection.execute(
-                f"CREATE TEMP TRIGGER full BEFORE INSERT ON {table}"
-                " BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
-            )
+        full_disk.sites = {site} if number == turn else set()
         report = world.agent.turn()
         if number == turn:
-            connection.execute("DROP TRIGGER full")
+            assert full_disk.struck and set(report.refused) == {"storage_full"}
             session, _, _ = on_disk(world)
             assert not differ(session, world.agent.state), "memory is what the disk says"
-            if report.refused:
-                assert set(report.refused) == {"storage_full"}
         world.aggregator.work()
         world.clock.time += 10
     for _ in range(6):
@@ -140,7 +171,7 @@ def test_a_table_that_is_gone_from_the_example_store_is_a_failure_of_the_disk(tm
     world.type_text()
     world.agent.close()
     connection = sqlite3.connect(world.home / "examples.db")
-    connection.execute("DROP TABLE salt")
+    connection.execute("DROP TABLE sentence")
     connection.commit()
     connection.close()
     world.open()
@@ -188,7 +219,7 @@ def test_what_could_not_be_written_is_not_true_in_memory_either(tmp_path):
     world.agent.abandon()
 
 
-def test_a_full_disk_is_not_tried_again_at_once(tmp_path):
+def test_a_full_disk_is_not_tried_again_at_once(tmp_path, full_disk):
     world = World(tmp_path / "home")
     world.type_text()
     world.agent.turn()
@@ -196,15 +227,10 @@ def test_a_full_disk_is_not_tried_again_at_once(tmp_path):
     world.sensors.good_reads = 3
     assert world.agent.turn().interrupted
     world.sensors.good_reads = None
-    fill(world, "outbox")
-    # The row may be written as it is, so the training runs; that it could not be queued cannot be written.
-    world.agent._store.connection.execute(
-        "CREATE TEMP TRIGGER full_memory BEFORE INSERT ON memory WHEN NEW.value IS NOT"
-        " (SELECT value FROM memory WHERE name = 'session')"
-        " BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
-    )
-    assert world.agent.turn().refused.count("storage_full") == 2
-    make_room(world, "outbox", "memory")
+    full_disk.sites = {"training_task.run"}
+    report = world.agent.turn()
+    assert report.refused == ("storage_full",) and report.update_queued == ""
+    full_disk.sites = set()
     assert world.agent.state.not_before > world.clock.time
     assert world.agent.turn().update_queued == ""
     world.clock.time += 600
@@ -212,9 +238,9 @@ def test_a_full_disk_is_not_tried_again_at_once(tmp_path):
     world.agent.abandon()
 
 
-def test_an_operation_that_the_disk_refuses_is_said_by_name_and_done_again_whichever_it_is(tmp_path):
+def test_an_operation_that_the_disk_refuses_is_said_by_name_and_done_again_whichever_it_is(memory):
     # `python -m benchmarks.crash_device --full` refuses every one of them.
-    report = run_faults(tmp_path, every=23)
+    report = run_faults(memory, every=23)
     assert report.verdict == Verdict(), report.verdict.problems
     assert report.faults >= 60 and set(report.by_name) == {
         "ENOSPC once",

@@ -1,6 +1,6 @@
 """Power cuts: the model of a disk, the judge of what was left, and the device before both.
 
-`python -m benchmarks.crash_device` judges thousands of states; here are some hundred of every stage, and the proofs that
+`python -m benchmarks.crash_device` judges thousands of states; here are a hundred of all stages, and the proofs that
 the model leaves nothing out that its rules allow and that the judge sees what goes wrong.
 """
 
@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from edge_runtime.adapters import files
 from tests.edge_runtime.crash_states import Disk
 from tests.edge_runtime.crash_story import STAGES, Outcome, Story, Verdict, compare
-from tests.edge_runtime.power_cuts import PowerCuts
+from tests.edge_runtime.power_cuts import PowerCuts, memory_folder
 from tests.edge_runtime.recorded_disk import Operation, contents, recording
+
+
+@pytest.fixture
+def memory():
+    with memory_folder() as folder:
+        yield folder
 
 
 def states_after(*operations):
@@ -128,8 +134,8 @@ def test_the_log_explains_the_disk_and_what_was_acknowledged_is_in_every_state(t
             assert all(tree == acknowledged for _, tree in model.states())
 
 
-def test_no_power_cut_loses_doubles_or_half_activates_anything(tmp_path):
-    report = PowerCuts(tmp_path, seed=2, most=3, every=15).run()
+def test_no_power_cut_loses_doubles_or_half_activates_anything(memory):
+    report = PowerCuts(memory, seed=2, most=3, every=15).run()
     assert report.verdict == Verdict(), report.verdict.problems
     assert report.missed == (), "something writes past the layer"
     assert ("checkpoints.save", "rename", "files") in report.all_points, "a training is interrupted in between"
@@ -137,11 +143,11 @@ def test_no_power_cut_loses_doubles_or_half_activates_anything(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sync", "sync_directory"])
-def test_the_judge_sees_what_a_disk_that_lies_about_syncing_loses(tmp_path, kind):
+def test_the_judge_sees_what_a_disk_that_lies_about_syncing_loses(memory, kind):
     def lies(operation):
         return operation.by == "files" and operation.kind == kind
 
-    report = PowerCuts(tmp_path, seed=2, most=4, every=25, stages=range(3, 5), lies=lies).run()
+    report = PowerCuts(memory, seed=2, most=4, every=25, stages=range(3, 5), lies=lies).run()
     assert report.verdict.lost and report.verdict.problems
 
 
@@ -169,11 +175,11 @@ def test_each_difference_from_a_life_without_a_cut_has_its_name(changes, expecte
     assert verdict == expected
 
 
-def test_two_lives_without_a_cut_are_the_same_to_the_bit(tmp_path):
+def test_two_lives_without_a_cut_are_the_same_to_the_bit(memory):
     outcomes = []
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        story = Story(tmp_path / name / "home")
+        (memory / name).mkdir()
+        story = Story(memory / name / "home")
         story.play()
         story.close()
         outcomes.append(story.outcomes)

@@ -148,6 +148,8 @@ def test_pieces_that_lie_are_dropped_by_name_and_the_honest_ones_still_end_right
 def test_pieces_that_nobody_asked_for_leave_nothing_on_the_disk(world):
     chunk = ModelChunk(wanted=world.wanted, held="", size_bytes=len(world.aggregator.model), index=0, data=b"x" * PIECE)
     world.aggregator.send_piece(world.agent.identity.device, chunk)
+    # At rest it is not connected: the piece waits with the broker until a check-in is due.
+    world.clock.time = world.agent.state.not_before
     refused = world.agent.turn().refused
     assert "model_chunk_not_asked_for" in refused and parts(world) == []
 
@@ -191,6 +193,33 @@ def test_a_request_without_an_answer_is_repeated_later_and_later(world):
     nights(world, 24)
     times = [request.sent_at for request in world.aggregator.model_requests]
     assert 2 <= len(times) <= 24 and len({request.nonce for request in world.aggregator.model_requests}) == len(times)
+
+
+def test_pieces_that_do_not_all_come_in_time_are_asked_for_in_smaller_numbers_and_then_in_larger_ones_again(world):
+    world.aggregator.pieces[world.wanted, ""] = world.aggregator.model
+    world.aggregator.pieces[world.wanted, world.held] = "no_delta"
+    honest, let_through = world.aggregator.send_piece, [1, 1, 9, 9, 9, 9]
+
+    def some_of_them(device, chunk):
+        # A link so slow that of each request only the first pieces come before the next look.
+        if chunk.index < world.asked_first + let_through[0]:
+            honest(device, chunk)
+
+    pieces = world.aggregator.send_pieces
+
+    def answer(request):
+        if request.held == "":
+            world.asked_first = request.first
+            pieces(request)
+            let_through.pop(0)
+        else:
+            pieces(request)
+
+    world.aggregator.send_piece, world.aggregator.send_pieces = some_of_them, answer
+    nights(world, 60, lambda: current(world) == world.aggregator.model)
+    assert current(world) == world.aggregator.model
+    whole = [(first, count) for held, first, count in asked(world) if held == ""]
+    assert whole == [(0, 4), (1, 2), (2, 1), (3, 2), (5, 4)]
 
 
 def test_a_refresh_comes_over_the_broker_too_and_both_tracks_end_right(world):

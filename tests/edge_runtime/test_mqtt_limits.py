@@ -1,7 +1,10 @@
 """What the transport does with a broker that misbehaves, forgets, or takes little: a scripted broker, byte for byte."""
 
+import contextlib
+import socket
 import struct
 import threading
+import time
 
 import pytest
 
@@ -219,3 +222,30 @@ def test_bytes_that_are_no_mqtt_end_at_worst_the_connection(broker, rubbish):
     transport.publish(Outgoing("up/1", b"x"))
     transport.flush(5)
     transport.disconnect()
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss", "mqtts"])
+def test_a_tarpit_that_drips_bytes_into_the_handshake_is_left_when_the_time_is_up(scheme):
+    dripped, limit = [], 400
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        connection, _ = listener.accept()
+        # What a WebSocket's client reads as a header line without end, and TLS as a record that is not whole yet.
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 101 Ok\r\n" if scheme == "ws" else b"\x16\x03\x03\x40\x00")
+            while len(dripped) < limit:
+                connection.sendall(b"x")
+                dripped.append(1)
+                time.sleep(0.05)
+        connection.close()
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    transport = MqttTransport(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", "device-1", timeout_s=0.5)
+    with pytest.raises(Unreachable, match="does not answer"):
+        transport.connect(WILL, TOPICS)
+    thread.join(30)
+    listener.close()
+    # Each byte came well within the time limit of one read; it was the whole that took too long.
+    assert 2 <= len(dripped) < limit
