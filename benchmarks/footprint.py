@@ -3,7 +3,7 @@
 - peak: `edge-runtime run` trains the reference model (1,422,250 parameters) in its child process, from the person's
   text to the queued update; beside it Keras does as many steps of the same network and batch size in a process of its
   own. Memory is the sum of the resident sets of agent and child (pages that both share count twice: against us),
-  sampled every 20 ms; `peak_ratio` is the larger of the exact and the sampled one;
+  sampled every 50 ms; `peak_ratio` is the larger of the exact and the sampled one;
 - idle: the same command on an enrolled home at rest, 15 s after its start, no broker in reach; beside it Flower's
   SuperNode and NVFlare's client, each with the processes it starts, where their environments are there;
 - cold start: CPU seconds of that command until it says what it waits for;

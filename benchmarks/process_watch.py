@@ -58,7 +58,7 @@ class Peak:
     """Samples a process and its descendants until `close`: the largest sums, and the largest of one process."""
 
     process: int
-    interval_s: float = 0.02
+    interval_s: float = 0.05
     rss_mb: float = 0.0
     pss_mb: float = 0.0
     processes: int = 0

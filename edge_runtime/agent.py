@@ -83,6 +83,7 @@ ROW_TOKENS = 20
 LINK = "link"
 # An answer to a question of ours that took no longer says what time it is.
 FRESH_S = 60.0
+ASK_TIME_S = 3600.0
 # A killed agent forgets at most so many seconds of training that the night has used.
 USAGE_WRITTEN_S = 60.0
 
@@ -192,9 +193,11 @@ class Agent:
             wanted = decision.may_send and self._has_business(decision)
             self._link.keep(wanted, self._keeper.versions, self._opened_at())
             awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING) or self._keeper.chunks.awaited
+            awaiting = awaiting or self._lacks_time(decision)
             for received in self._link.receive(wait_s if awaiting else 0.0):
                 self._take(received)
             self._go_on_with_pieces(decision)
+            self._ask_the_time(decision)
             # A training takes its time: whether the link may still be used is asked again after it.
             self._look(self._decide() if self._notes.training_steps else decision)
             if self._state.phase is Phase.SENDING and self._state.attempts == 0:
@@ -366,7 +369,17 @@ class Agent:
         else:
             # An interrupted training needs no link until it is done.
             due = self._state.phase is not Phase.TRAINING or decision.may_train
-        return due or self._keeper.wants_news
+        return due or self._keeper.wants_news or self._lacks_time(decision)
+
+    def _lacks_time(self, decision: Decision) -> bool:
+        waited = self._ports.clock.elapsed() - self._asked[1] >= ASK_TIME_S
+        return decision.code == "clock" and (waited or not self._asked[0] or self._just_asked(self._asked[0]))
+
+    def _ask_the_time(self, decision: Decision) -> None:
+        # A device that can do nothing is turned away, and the signed answer says what time it is.
+        waited = self._ports.clock.elapsed() - self._asked[1] >= ASK_TIME_S
+        if decision.code == "clock" and self._link.connected and (waited or not self._asked[0]):
+            self._check_in(self._ports.entropy(16).hex(), capabilities=())
 
     def _draw(self) -> float:
         return int.from_bytes(self._ports.entropy(8), "big") / 2.0**64
@@ -445,7 +458,7 @@ class Agent:
         asked, at = self._asked
         return nonce == asked and self._ports.clock.elapsed() - at <= FRESH_S
 
-    def _check_in(self, nonce: str) -> None:
+    def _check_in(self, nonce: str, capabilities: tuple[str, ...] = CAPABILITIES) -> None:
         self._asked = (nonce, self._ports.clock.elapsed())
         request = CheckIn(
             device=self.identity.device,
@@ -453,7 +466,7 @@ class Agent:
             nonce=nonce,
             sent_at=int(self._ports.clock.now()),
             held_version=self.slots.slot("training").version,
-            capabilities=CAPABILITIES,
+            capabilities=capabilities,
             examples=-(-self._example_store.count_words() // ROW_TOKENS),
         )
         self._link.request(encode_message(request))

@@ -99,10 +99,12 @@ class Inbox:
             if reply.device == self._device:
                 self._keeper.chunks.deny(reply, self._draw())
             return None
-        if reply.device != self._device or reply.nonce != state.nonce:
-            # An old reply, or another device's: the broker, or somebody on it, plays it again.
+        if reply.device != self._device:
             return None
         self._prove(reply.issued_at, fresh=self._just_asked(reply.nonce))
+        if reply.nonce != state.nonce:
+            # An old reply that the broker, or somebody on it, plays again; or one that was asked for its time alone.
+            return None
         if isinstance(reply, TurnedAway):
             notes.turned_away = reply.reason
             return session.SentAway(now, reply, self._draw())

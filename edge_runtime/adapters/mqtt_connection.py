@@ -86,7 +86,7 @@ class Connection:
         self.limits = Limits()
         self.session_present = False
         self.arrived: list[Arrived] = []
-        client = paho.Client(
+        client = _PatientClient(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, manual_ack=True,
             reconnect_on_failure=False, transport="websockets" if address.websocket else "tcp",
         )  # fmt: skip

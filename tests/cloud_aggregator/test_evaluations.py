@@ -1,6 +1,8 @@
 """Evaluations on devices: who is asked, which report counts, what the operator sees. Real database, real signatures."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import msgspec
@@ -18,7 +20,7 @@ from cloud_aggregator.evaluations import admit, recall
 from cloud_aggregator.leases import Lease
 from cloud_aggregator.ports import Message
 from cloud_aggregator.records import EvaluationRecord, ReportRecord
-from tests.cloud_aggregator.fleet import CAPABILITIES, NOW, POPULATION, Aggregator, Phone, phones
+from tests.cloud_aggregator.fleet import CAPABILITIES, NOW, POPULATION, Aggregator, Phone, last_json, phones
 from tests.cloud_aggregator.test_web import Site
 from wire_contract import envelope
 from wire_contract.messages import (
@@ -463,3 +465,28 @@ def test_a_database_of_the_schema_before_gets_the_new_tables_and_keeps_its_rows(
     aggregator.database.close()
     with pytest.raises(Refused, match="got 2"):
         SqlDatabase.in_folder(tmp_path / "data")
+
+
+def test_the_command_lists_and_shows_without_a_service_and_asks_only_a_running_one(tmp_path):
+    aggregator = Aggregator(tmp_path / "data").found()
+    fleet = phones(aggregator, 2)
+    asked = ask(aggregator)
+    for phone in fleet:
+        send(phone, report_of(phone, check_in(phone)))
+    aggregator.database.close()
+
+    def run(*words):
+        command = [sys.executable, "-m", "cloud_aggregator.cli", "evaluation", *words, "--data", str(aggregator.folder)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+    listed = run("list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    (item,) = last_json(listed.stdout)["items"]
+    assert (item["evaluation"], item["reports"], item["words"]) == (f"e-{asked.task}", 2, 240)
+    shown = run("show", asked.task[:6], "--json")
+    assert last_json(shown.stdout)["top3_percent"] == pytest.approx(100 / 3, abs=1e-3)
+    table = run("list")
+    assert f"e-{asked.task}" in table.stdout and "TOP 3 %" in table.stdout
+    assert run("show", "e-ffffff").returncode == 3
+    refused = run("ask", "--devices", "5")
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr

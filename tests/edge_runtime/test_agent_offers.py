@@ -7,10 +7,11 @@ import pytest
 
 from edge_runtime.adapters.ledger_rows import LedgerRows
 from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import LedgerSettings
 from edge_runtime.eligibility import Reading
 from edge_runtime.ledger import OwnTerms
-from tests.edge_runtime.fakes import GOOD, World
+from tests.edge_runtime.fakes import GOOD, FakeClock, FakeTransport, World
 from wire_contract.messages import EVALUATION_BUCKET, LocalRule
 
 
@@ -188,3 +189,71 @@ def test_no_personal_copy_is_made_while_somebody_uses_the_device(world):
     holding_out(world, share=0.2, personal=True)
     world.sensors.readings = dataclasses.replace(GOOD, idle_s=Reading(1.0))
     assert not any(report.personal for report in world.night())
+
+
+class NoClockChip:
+    """A board that starts in 1970, without network time: it believes an answer that came at once and nothing else."""
+
+    def __init__(self, inner):
+        self.inner, self.ahead = inner, None
+
+    def now(self):
+        return self.inner.time if self.ahead is None else self.inner.time + self.ahead
+
+    def elapsed(self):
+        return self.inner.time
+
+    def trusted(self):
+        return self.ahead is not None
+
+    def prove(self, server_time, *, fresh):
+        if fresh:
+            self.ahead = server_time - self.inner.time
+
+
+@pytest.fixture
+def clockless(tmp_path):
+    made = World(tmp_path / "home")
+    policy = msgspec.structs.replace(made.settings.policy, night_start="23:00", night_end="06:00")
+    made.settings = msgspec.structs.replace(made.settings, policy=policy)
+    made.type_text()
+    board = FakeClock(40.0)
+    board_clock = NoClockChip(board)
+    made.agent.abandon()
+    transport = FakeTransport(made.broker, "device", made.fuse)
+    ports = Ports(board_clock, made.sensors, transport, made.downloads, made.trainer(), made.entropy)
+    made.agent = Agent(made.home, made.settings, ports)
+    made.board, made.board_clock = board, board_clock
+    yield made
+    made.agent.abandon()
+
+
+def test_a_device_without_any_clock_asks_the_aggregator_for_the_time_and_then_trains(clockless):
+    clockless.aggregator.turn_away = "it names no capability"
+    first = clockless.agent.turn()
+    assert "clock" in first.reason and not first.training_steps
+    clockless.aggregator.work()
+    assert clockless.aggregator.check_ins[-1].capabilities == ()
+    clockless.agent.turn()
+    assert clockless.board_clock.trusted()
+    assert abs(clockless.board_clock.now() - clockless.clock.time) < 5
+    clockless.aggregator.turn_away = ""
+    assert [v for r in clockless.night() for v in r.receipts] == ["accepted"]
+
+
+def test_an_answer_that_waited_in_the_queue_tells_no_time(clockless):
+    clockless.aggregator.turn_away = "it names no capability"
+    clockless.agent.turn()
+    clockless.aggregator.work()
+    clockless.board.time += 3000.0
+    clockless.agent.turn()
+    assert not clockless.board_clock.trusted()
+
+
+def test_without_an_answer_the_time_is_asked_for_once_an_hour(clockless):
+    for _ in range(61):
+        clockless.agent.turn()
+        clockless.board.time += 60.0
+    clockless.aggregator.turn_away = "it names no capability"
+    clockless.aggregator.work()
+    assert len(clockless.aggregator.check_ins) == 2
