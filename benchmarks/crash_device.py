@@ -8,9 +8,10 @@ played against an aggregator that judges on its own, and compared with the same 
   everything that broker or aggregator see of the device, the states that a power cut may leave are built (the model, in
   tests/edge_runtime/crash_states.py, is ALICE's: Pillai et al. 2014; prefixes, unsynced writes dropped, torn, out of
   order or zeros, unsynced names kept or dropped one by one); a new agent opens each that is drawn, with the world as it
-  was at that moment, and goes on to the end of the next stage. `points` counts these states; `distinct_points` the call
-  sites x kinds of operation, of which none may be missed (`all_points`); `legal_states` how many states there were to
-  draw from. `unexplained`: files that differ after replaying the whole log, so something wrote past the layer.
+  was at that moment, and goes on to the end of the stage, of one in four to the end of the next. `points` counts these
+  states; `distinct_points` the call sites x kinds of operation, of which none may be missed (`all_points`);
+  `legal_states` how many states there were to draw from. `unexplained`: files that differ after replaying the whole
+  log, so something wrote past the layer.
 - faults: operations of each stage are refused instead: ENOSPC once, EIO once, ENOSPC until there is room.
 - kills: a real agent process is killed with SIGKILL 200 times at random instants, over a broker that outlives it.
 
@@ -22,19 +23,20 @@ problems the same judge finds on disks that lie about syncing; it must find some
 `written`: bytes that the whole life wrote by the agent's own count (what its nightly budget goes by), beside the
 kernel's (/proc/self/io), where the folder is on a disk.
 
-Run: python -m benchmarks.crash_device [--seed 1] [--states 5] [--kills 200] [--fault-every 2] [--full]
+Run: python -m benchmarks.crash_device [--seed 1] [--states 5] [--kills 200] [--fault-every 3] [--full]
 --full draws 16 states a moment and refuses every operation (about half an hour). The last line is one JSON object.
 """
 
 import argparse
 import json
+import os
 import platform
 import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -89,7 +91,10 @@ def written(folder: Path) -> dict[str, int | None]:
     story.close()
     after = kernel_written()
     kernel = after - before if before is not None and after is not None else None
-    return {"own_bytes": files.take_written_bytes(), "kernel_bytes": kernel}
+    with closing(sqlite3.connect(folder / "home" / "state.db")) as connection:
+        counted = connection.execute("SELECT SUM(written_bytes) FROM usage").fetchone()[0]
+    # What the last turns wrote has not been given to a night yet.
+    return {"own_bytes": counted + files.take_written_bytes(), "kernel_bytes": kernel}
 
 
 def measure(asked: argparse.Namespace) -> dict[str, object]:
@@ -140,6 +145,7 @@ def measure(asked: argparse.Namespace) -> dict[str, object]:
         "controls": caught,
         "written": bytes_written,
         "seconds": {"cuts": round(cut_s, 1), "faults": round(fault_s, 1), "all": round(time.monotonic() - started, 1)},
+        "cpu_s": round(sum(os.times()[:4]), 1),
         "settings": {
             "states_a_moment": asked.states,
             "fault_every": asked.fault_every,
@@ -155,7 +161,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--states", type=int, default=5, help="states judged at a moment, at most")
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--fault-every", type=int, default=2, help="refuse every n-th operation of a stage")
+    parser.add_argument("--fault-every", type=int, default=3, help="refuse every n-th operation of a stage")
     parser.add_argument("--full", action="store_true", help="16 states a moment, every operation refused")
     parser.add_argument("--folder", type=Path, help="on which disk the killed device lives")
     asked = parser.parse_args()

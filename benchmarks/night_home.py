@@ -124,12 +124,17 @@ class NightHome:
         write_fixture(self.root, charging=True, battery=90.0, idle_seconds=3600.0, metered=False, celsius=40.0)
 
     def unplug(self) -> None:
-        """Pull the cable: one small file changes."""
-        (self.root / "sys/class/power_supply/AC/online").write_text("0\n")
+        """Pull the cable, as the kernel's files tell it."""
+        self._power("Discharging", "0")
 
     def plug_in(self) -> None:
         """Put the cable back."""
-        (self.root / "sys/class/power_supply/AC/online").write_text("1\n")
+        self._power("Charging", "1")
+
+    def _power(self, battery: str, mains: str) -> None:
+        folder = self.root / "sys/class/power_supply"
+        (folder / "BAT0/status").write_text(battery + "\n")
+        (folder / "AC/online").write_text(mains + "\n")
 
     def text(self, words: int) -> str:
         """Return lines of words of the vocabulary, the frequent ones often."""

@@ -18,7 +18,7 @@
 
 Loopback, no TLS, one machine: the proxy's cuts and rates are exact, what a real network adds is not measured.
 
-Run: python -m benchmarks.weak_link [--part cut slow kills crowd] [--rounds 3] [--updates 400] [--clients 1000] [--seed 1]
+Run: python -m benchmarks.weak_link [--part cut slow kills crowd] [--rounds 3] [--updates 400] [--clients 1000]
 The last line is one JSON object. Takes about eight minutes.
 """
 

@@ -37,9 +37,9 @@ from edge_runtime.adapters.ledger_rows import LedgerRows
 from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.config import Settings
-from edge_runtime.day_keys import StorageKey
 from edge_runtime.eligibility import Decision, Moment, Standing, Usage
 from edge_runtime.forgetting import forget_what_was_made
+from edge_runtime.home_examples import HomeExamples
 from edge_runtime.home_room import HomeRoom
 from edge_runtime.identity import load, load_enrolled
 from edge_runtime.inbox import Inbox
@@ -65,6 +65,7 @@ from edge_runtime.ports import (
 from edge_runtime.session import Phase
 from edge_runtime.session_journal import SessionJournal
 from edge_runtime.session_row import SessionRow
+from edge_runtime.time_question import TimeQuestion
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.upload import Upload
 from edge_runtime.version_keeper import VersionKeeper, name_of
@@ -81,9 +82,7 @@ from wire_contract.messages import (
 
 ROW_TOKENS = 20
 LINK = "link"
-# An answer to a question of ours that took no longer says what time it is.
-FRESH_S = 60.0
-ASK_TIME_S = 3600.0
+PERSONAL_AGAIN_S = 1800.0
 # A killed agent forgets at most so many seconds of training that the night has used.
 USAGE_WRITTEN_S = 60.0
 
@@ -133,10 +132,11 @@ class Agent:
         self._state = self._row.load()
         self._saved = self._state
         self._doubtful = True
-        self._examples: SqliteExampleStore | None = None
+        self._person = HomeExamples(home, self.identity, ports.entropy, settings.held_out_share)
         self._chance: tuple[str, float] | None = None
         self._standing = Standing()
-        self._asked = ("", 0.0)
+        self._time = TimeQuestion()
+        self._personal_again = 0.0
         self._notes = Notes()
 
     @property
@@ -152,23 +152,12 @@ class Agent:
     @property
     def examples(self) -> SqliteExampleStore:
         """The example store, under the vocabulary of the newest version that is here."""
-        store = self._example_store
+        store = self._person.store
         if store.vocabulary is None:
             held = self.current()
             if held is not None:
                 store.vocabulary = self.slots.vocabulary(held.manifest.vocabulary_sha256)
         return store
-
-    @property
-    def _example_store(self) -> SqliteExampleStore:
-        # Without a vocabulary, which is large and of use only where something is added.
-        if self._examples is None:
-            self._examples = SqliteExampleStore(
-                self.home / "examples.db", None, self._ports.entropy,
-                StorageKey.derive(self.identity.key.private_bytes_raw(), self.identity.device),
-                held_out_share=self._settings.held_out_share,
-            )  # fmt: skip
-        return self._examples
 
     def current(self) -> Held | None:
         """Return the version for the keyboard, or None before the first."""
@@ -226,8 +215,8 @@ class Agent:
         self._budget.add_sent(self._ports.clock.now(), self._notes.bytes_up)
         self._budget.add(self._ports.clock.now(), Usage(written_bytes=files.take_written_bytes()))
         self._save_usage()
-        if self._notes.versions and self._examples is not None:
-            self._examples.vocabulary = None
+        if self._notes.versions:
+            self._person.forget_vocabulary()
         self._notes.bytes_down += self._keeper.take_bytes_down()
         return self._notes.close(self._state.phase.value, decision.reason, connected=self._link.connected)
 
@@ -294,7 +283,7 @@ class Agent:
 
     def count_words(self) -> int:
         """Return how many words of the person's text are stored."""
-        return self._example_store.count_words()
+        return self._person.store.count_words()
 
     def watch(self) -> None:
         """Look at the conditions while the trainer works, and stop it if one fell; call it several times a second."""
@@ -313,7 +302,7 @@ class Agent:
         `StorageFull` or `StorageFailed`.
         """
         try:
-            return self._example_store.forget_word(word)
+            return self._person.store.forget_word(word)
         finally:
             self._forget_what_was_made()
 
@@ -324,9 +313,7 @@ class Agent:
         `StorageFull` or `StorageFailed`.
         """
         try:
-            words = self._example_store.count_words()
-            self._example_store.forget_everything()
-            return words
+            return self._person.forget_everything()
         finally:
             self._forget_what_was_made()
 
@@ -346,8 +333,7 @@ class Agent:
     def _close_files(self) -> None:
         self._bench.close()
         self._store.close()
-        if self._examples is not None:
-            self._examples.close()
+        self._person.close()
 
     def _decide(self) -> Decision:
         clock = self._ports.clock
@@ -358,7 +344,7 @@ class Agent:
             lease_until=self._lease_until(),
         )  # fmt: skip
         due = self._state.phase is Phase.RESTING and session.due(self._state, now)
-        if decision.may_train and due and not self._example_store.count_words():
+        if decision.may_train and due and not self._person.store.count_words():
             reason = "there is no text to learn from yet: typing would change that"
             return replace(decision, may_train=False, reason=reason)
         return decision
@@ -372,13 +358,11 @@ class Agent:
         return due or self._keeper.wants_news or self._lacks_time(decision)
 
     def _lacks_time(self, decision: Decision) -> bool:
-        waited = self._ports.clock.elapsed() - self._asked[1] >= ASK_TIME_S
-        return decision.code == "clock" and (waited or not self._asked[0] or self._just_asked(self._asked[0]))
+        elapsed = self._ports.clock.elapsed()
+        return decision.code == "clock" and (self._time.due(elapsed) or self._time.waits(elapsed))
 
     def _ask_the_time(self, decision: Decision) -> None:
-        # A device that can do nothing is turned away, and the signed answer says what time it is.
-        waited = self._ports.clock.elapsed() - self._asked[1] >= ASK_TIME_S
-        if decision.code == "clock" and self._link.connected and (waited or not self._asked[0]):
+        if decision.code == "clock" and self._link.connected and self._time.due(self._ports.clock.elapsed()):
             self._check_in(self._ports.entropy(16).hex(), capabilities=())
 
     def _draw(self) -> float:
@@ -455,11 +439,10 @@ class Agent:
         return None
 
     def _just_asked(self, nonce: str) -> bool:
-        asked, at = self._asked
-        return nonce == asked and self._ports.clock.elapsed() - at <= FRESH_S
+        return self._time.is_fresh(nonce, self._ports.clock.elapsed())
 
     def _check_in(self, nonce: str, capabilities: tuple[str, ...] = CAPABILITIES) -> None:
-        self._asked = (nonce, self._ports.clock.elapsed())
+        self._time.asked(nonce, self._ports.clock.elapsed())
         request = CheckIn(
             device=self.identity.device,
             population=self.enrolled.population,
@@ -467,7 +450,7 @@ class Agent:
             sent_at=int(self._ports.clock.now()),
             held_version=self.slots.slot("training").version,
             capabilities=capabilities,
-            examples=-(-self._example_store.count_words() // ROW_TOKENS),
+            examples=-(-self._person.store.count_words() // ROW_TOKENS),
         )
         self._link.request(encode_message(request))
         self._notes.checked_in = True
@@ -515,7 +498,11 @@ class Agent:
         at_rest = self._state.phase in (Phase.RESTING, Phase.SENDING)
         if not (self._settings.personal and decision.may_train and at_rest and self._bench.job is None):
             return
-        if personal_task.due(self.home, self.slots, self._example_store):
+        if self._ports.clock.elapsed() < self._personal_again:
+            return
+        if personal_task.due(self.home, self.slots, self._person.store):
+            # What could not be made now (a full disk) is not begun again with every turn of the night.
+            self._personal_again = self._ports.clock.elapsed() + PERSONAL_AGAIN_S
             event = self._begin(Personalize(times_forgotten=self._row.times_forgotten, seed=0))
             if event is not None:
                 self._apply(event)
@@ -527,7 +514,7 @@ class Agent:
             return session.Interrupted(now, "a condition fell before the first step")
         self._row.refuse_forgotten()
         if self._ports.clock.trusted():
-            self._example_store.expire(now)
+            self._person.store.expire(now)
         self._bench.begin(job, self._may_go_on)
         return self._outcome()
 

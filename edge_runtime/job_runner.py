@@ -17,7 +17,7 @@ from edge_runtime.adapters.example_store import SqliteExampleStore
 from edge_runtime.adapters.ledger_rows import LedgerRows
 from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.state_store import StateStore
-from edge_runtime.day_keys import StorageKey
+from edge_runtime.home_examples import HomeExamples
 from edge_runtime.identity import Identity
 from edge_runtime.jobs import (
     Checked,
@@ -79,7 +79,7 @@ class JobRunner:
         self._entropy = entropy
         self._clock = clock
         self._store: StateStore | None = None
-        self._examples: SqliteExampleStore | None = None
+        self._person: HomeExamples | None = None
         self._who: tuple[Identity, Enrolled] | None = None
 
     def run(self, job: Job, may_go_on: MayGoOn) -> JobResult:
@@ -110,9 +110,9 @@ class JobRunner:
         """Let go of the files."""
         if self._store is not None:
             self._store.close()
-        if self._examples is not None:
-            self._examples.close()
-        self._store = self._examples = self._who = None
+        if self._person is not None:
+            self._person.close()
+        self._store = self._person = self._who = None
 
     @property
     def store(self) -> StateStore:
@@ -131,13 +131,9 @@ class JobRunner:
     @property
     def examples(self) -> SqliteExampleStore:
         """The home's examples; nothing is added here, so no vocabulary is needed."""
-        if self._examples is None:
-            self._examples = SqliteExampleStore(
-                self.home / "examples.db", None, self._entropy,
-                StorageKey.derive(self.who[0].key.private_bytes_raw(), self.who[0].device),
-                held_out_share=self._held_out_share,
-            )  # fmt: skip
-        return self._examples
+        if self._person is None:
+            self._person = HomeExamples(self.home, self.who[0], self._entropy, self._held_out_share)
+        return self._person.store
 
     @property
     def slots(self) -> ModelSlots:

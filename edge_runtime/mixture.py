@@ -37,7 +37,7 @@ def bucket_of(words: int, order: int) -> int:
 BUCKETS = tuple(product(range(len(TEXT_BUCKETS) + 1), range(ORDERS + 1)))
 
 # Where a person begins, by what their n-grams know: found by EM (`fit_row`) on the last fifths of 67 dev people, 7,907
-# words, with the converged reference model. There the mixture has a top-3 recall of 30.4 %, the shared model alone 29.1.
+# words, with the converged reference model. There the mixture's top-3 recall is 30.4 %, the shared model's alone 29.1.
 # The overall weights of accuracy.md 2, restricted to these components, have 29.9: they leave the n-grams too little.
 _START: tuple[Row, ...] = (
     (0.35, 0.53, 0.09, 0.03),

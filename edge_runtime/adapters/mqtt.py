@@ -193,6 +193,6 @@ class MqttTransport:
         topic, sent_at = self._in_flight.pop(mid, ("", 0.0))
         if refusal:
             self._refused.append(f"{topic}: {refusal}")
-        elif False:
+        elif topic:
             self._taken.append(topic)
             self._window = self._window.acknowledged(self._clock() - sent_at)

@@ -372,16 +372,25 @@ STAGES = (
 )
 
 
-def cut(story: Story, tree: Tree, home_root: Path, reference: dict[int, Outcome], quiet: Callable[[], None]) -> Verdict:
+def cut(
+    story: Story,
+    tree: Tree,
+    home_root: Path,
+    reference: dict[int, Outcome],
+    quiet: Callable[[], None],
+    *,
+    further: int = 1,
+) -> Verdict:
     """Return the judge's word on a power cut now that leaves `tree`; this process's story is not touched.
 
-    `home_root` is an empty folder for the child; `quiet` makes the recording in the child stop.
+    `home_root` is an empty folder for the child; `quiet` makes the recording in the child stop; the child plays this
+    stage and `further` ones.
     """
 
     def child() -> dict[str, Any]:
         quiet()
         story.fuse.moment = lambda: None
-        return vars(go_on(story, tree, home_root, reference))
+        return vars(go_on(story, tree, home_root, reference, further))
 
     told = in_child(child)
     return Verdict(**told) if told else Verdict(lost=1, identical=False, problems=["lost: the child that went on died"])
@@ -419,8 +428,8 @@ def lay_out(tree: Tree, root: Path) -> None:
         path.chmod(0o600)
 
 
-def go_on(story: Story, tree: Tree, root: Path, reference: dict[int, Outcome]) -> Verdict:
-    """In the child: lay the disk out, open the device, play this stage and the next, and judge."""
+def go_on(story: Story, tree: Tree, root: Path, reference: dict[int, Outcome], further: int) -> Verdict:
+    """In the child: lay the disk out, open the device, play this stage and `further` ones, and judge."""
     verdict = Verdict()
     home = root / story.home.name
     home.mkdir(parents=True)
@@ -428,12 +437,12 @@ def go_on(story: Story, tree: Tree, root: Path, reference: dict[int, Outcome]) -
     stage = story.stage
     try:
         story.open_after_cut(home, verdict)
-        story.play(stage + 1)
+        story.play(stage + further)
     except Exception as e:  # noqa: BLE001 - whatever comes is the device's fault
         trace = "".join(traceback.format_exception(e)[-3:])
         verdict.note("lost", f"stage {STAGES[story.stage].name!r} after a cut in {STAGES[stage].name!r}: {trace}")
         return verdict
-    for number in range(stage, min(stage + 2, len(STAGES))):
+    for number in range(stage, min(stage + further + 1, len(STAGES))):
         compare(verdict, STAGES[number].name, story.outcomes[number], reference[number])
     return verdict
 

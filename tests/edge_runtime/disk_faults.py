@@ -20,6 +20,7 @@ from tests.edge_runtime.crash_story import STAGES, Outcome, Story, Verdict, comp
 from tests.edge_runtime.recorded_disk import Operation, contents, recording
 
 FULL_STEPS = 3
+FURTHER_EVERY = 4
 NEEDS_ROOM = ("create", "write", "make_folder")
 NAMES = {"storage_full", "storage_failed"}
 
@@ -39,7 +40,7 @@ class Fault:
 
 
 class FaultyStage:
-    """In a child: one stage with a fault in it, and the next."""
+    """In a child: one stage with a fault in it, and for one fault in four the next."""
 
     def __init__(self, story: Story, root: Path, fault: Fault) -> None:
         self._story, self._root, self._fault = story, root, fault
@@ -80,8 +81,9 @@ class FaultyStage:
             while stage and not self.attempt(lambda story: story.open_after_cut(home, verdict)):
                 pass
             try:
-                story.play(stage + 1)
-                for number in range(stage, min(stage + 2, len(STAGES))):
+                further = self._fault.at % FURTHER_EVERY == 0
+                story.play(stage + further)
+                for number in range(stage, min(stage + further + 1, len(STAGES))):
                     compare(verdict, STAGES[number].name, story.outcomes[number], reference[number])
             except Exception as e:  # noqa: BLE001 - whatever else comes is the device's fault
                 trace = "".join(traceback.format_exception(e)[-3:])

@@ -18,6 +18,9 @@ from tests.edge_runtime.crash_states import Disk, Tree
 from tests.edge_runtime.crash_story import STAGES, Outcome, Story, Verdict, cut
 from tests.edge_runtime.recorded_disk import Lies, Operation, RecordedDisk, contents, honest, recording
 
+# Of so many states the next stage is played, too.
+FURTHER = 0.25
+
 
 @contextmanager
 def memory_folder() -> Iterator[Path]:
@@ -153,7 +156,9 @@ class PowerCuts:
         root = self._folder / "child"
         root.mkdir()
         try:
-            verdict = cut(self._story, tree, root, self._reference, self._quiet)
+            # What carries over to the next stage, the residual, is compared at the end of this one.
+            further = int(self._rng.random() < FURTHER)
+            verdict = cut(self._story, tree, root, self._reference, self._quiet, further=further)
         finally:
             shutil.rmtree(root)
         report = self.report

@@ -135,7 +135,7 @@ def test_the_log_explains_the_disk_and_what_was_acknowledged_is_in_every_state(t
 
 
 def test_no_power_cut_loses_doubles_or_half_activates_anything(memory):
-    report = PowerCuts(memory, seed=2, most=3, every=15).run()
+    report = PowerCuts(memory, seed=2, most=3, every=18).run()
     assert report.verdict == Verdict(), report.verdict.problems
     assert report.missed == (), "something writes past the layer"
     assert ("checkpoints.save", "rename", "files") in report.all_points, "a training is interrupted in between"
@@ -147,7 +147,7 @@ def test_the_judge_sees_what_a_disk_that_lies_about_syncing_loses(memory, kind):
     def lies(operation):
         return operation.by == "files" and operation.kind == kind
 
-    report = PowerCuts(memory, seed=2, most=4, every=25, stages=range(3, 5), lies=lies).run()
+    report = PowerCuts(memory, seed=2, most=3, every=40, stages=range(3, 5), lies=lies).run()
     assert report.verdict.lost and report.verdict.problems
 
 

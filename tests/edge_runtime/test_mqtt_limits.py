@@ -249,3 +249,26 @@ def test_a_tarpit_that_drips_bytes_into_the_handshake_is_left_when_the_time_is_u
     listener.close()
     # Each byte came well within the time limit of one read; it was the whole that took too long.
     assert 2 <= len(dripped) < limit
+
+
+def test_a_wait_ends_when_nothing_is_acknowledged_and_not_when_the_whole_takes_long(broker):
+    transport = connect(broker)
+    broker.puback = None
+    for i in range(2):
+        transport.publish(Outgoing(f"up/{i}", b"x"))
+
+    def acknowledge_slowly():
+        wait_until(lambda: len(broker.published()) == 2)
+        for seen in broker.published():
+            time.sleep(0.7)
+            broker.send(b"\x40\x02" + struct.pack(">H", seen.mid))
+
+    thread = threading.Thread(target=acknowledge_slowly)
+    thread.start()
+    # Neither wait is longer than a second; both together are.
+    transport.flush(1.0)
+    thread.join(5)
+    assert transport.acknowledged() == ("up/0", "up/1")
+    transport.publish(Outgoing("up/2", b"x"))
+    with pytest.raises(Unreachable, match="acknowledged nothing for 1 s"):
+        transport.flush(1.0)
