@@ -65,23 +65,13 @@ def flower(folder: Path) -> dict[str, Any] | str:
     bin_ = CACHE / "flower" / "bin"
     if not (bin_ / "flower-supernode").exists():
         return "not installed: python -m benchmarks.peer_environments flower"
-    fleet, control, serverapp, clientapp = _free_ports(4)
+    link_port, node_port = _free_ports(2)
     path = f"{bin_}{os.pathsep}{os.environ['PATH']}"
-    link = _start(
-        [
-            str(bin_ / "flower-superlink"), "--insecure", "--fleet-api-address", f"127.0.0.1:{fleet}",
-            "--control-api-address", f"127.0.0.1:{control}", "--serverappio-api-address", f"127.0.0.1:{serverapp}",
-        ],
-        folder, "superlink", PATH=path,
-    )  # fmt: skip
+    here = ["--insecure", "--host", "127.0.0.1", "--port"]
+    link = _start([str(bin_ / "flower-superlink"), *here, str(link_port)], folder, "superlink", PATH=path)
     time.sleep(8)
-    node = _start(
-        [
-            str(bin_ / "flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}",
-            "--clientappio-api-address", f"127.0.0.1:{clientapp}",
-        ],
-        folder, "supernode", PATH=path,
-    )  # fmt: skip
+    command = [str(bin_ / "flower-supernode"), *here, str(node_port), "--superlink", f"127.0.0.1:{link_port}"]
+    node = _start(command, folder, "supernode", PATH=path)
     try:
         time.sleep(SETTLES_S)
         if node.poll() is not None:

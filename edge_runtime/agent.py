@@ -81,7 +81,7 @@ from wire_contract.messages import (
 )
 
 ROW_TOKENS = 20
-LINK = "link"
+LINK, NEWS = "link", "news"
 PERSONAL_AGAIN_S = 1800.0
 # A killed agent forgets at most so many seconds of training that the night has used.
 USAGE_WRITTEN_S = 60.0
@@ -120,8 +120,9 @@ class Agent:
         self._journal = SessionJournal(self._store, self._row, self._ledger)
         self._bench = Workbench(home, ports.trainer, self._store, self._row, self._ledger, self._budget, ports.clock)
         self._keeper = VersionKeeper(
-            home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild
-        )
+            home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild,
+            seen_at=float(self._store.get(NEWS) or 0.0), remember=self._remember_news,
+        )  # fmt: skip
         self._link = Link(
             ports.transport, self.identity, self.enrolled.population, ports.trainer.runtime, ports.clock, ports.entropy,
             memory=read_memory(self._store.get(LINK)), remember=self._remember_link, spread_s=settings.spread_s,
@@ -242,6 +243,9 @@ class Agent:
     def _remember_link(self, memory: LinkMemory) -> None:
         self._store.put(LINK, encode_memory(memory), times_forgotten=self._row.times_forgotten)
 
+    def _remember_news(self, seen_at: float) -> None:
+        self._store.put(NEWS, repr(seen_at).encode(), times_forgotten=self._row.times_forgotten)
+
     def _opened_at(self) -> float | None:
         policy = self._policy
         if not self._settings.spread_s:
@@ -355,7 +359,9 @@ class Agent:
         else:
             # An interrupted training needs no link until it is done.
             due = self._state.phase is not Phase.TRAINING or decision.may_train
-        return due or self._keeper.wants_news or self._lacks_time(decision)
+        # Connecting may take seconds, in which nobody would look after a trainer.
+        news = self._keeper.wants_news and not self.works
+        return due or news or self._lacks_time(decision)
 
     def _lacks_time(self, decision: Decision) -> bool:
         elapsed = self._ports.clock.elapsed()

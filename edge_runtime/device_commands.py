@@ -81,7 +81,13 @@ def enrol(home: Path, server: str, token_file: str, population: str | None, labe
     try:
         who = identity.load_or_make(home, identity.system_entropy)
         enrolled, signed = enrolment.enrol(
-            server, who, token=token, population=wanted, label=label or settings.label, pinned=pinned
+            server,
+            who,
+            token=token,
+            population=wanted,
+            label=label or settings.label,
+            pinned=pinned,
+            ca_file=settings.server_ca,
         )
         identity.save_enrolled(home, signed)
         if not (home / SETTINGS_FILE).exists():

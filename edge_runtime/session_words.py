@@ -270,15 +270,6 @@ class SendReport:
 
 
 Effect = (
-    AskForWork
-    | FetchBase
-    | Train
-    | DropTraining
-    | SendUpdate
-    | AskStatus
-    | GoOn
-    | Settle
-    | ScoreVersion
-    | SendReport
+    AskForWork | FetchBase | Train | DropTraining | SendUpdate | AskStatus | GoOn | Settle | ScoreVersion | SendReport
 )
 Effects = tuple[Effect, ...]

@@ -57,11 +57,12 @@ class CountedDownloads:
 
 
 class VersionKeeper:
-    """One agent's versions. `notes` is set anew each turn."""
+    """One agent's versions. `notes` is set anew each turn; `seen_at` (Unix seconds) is when news were seen last."""
 
     def __init__(
-        self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check, rebuild: Rebuild
-    ) -> None:
+        self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check, rebuild: Rebuild,
+        *, seen_at: float = 0.0, remember: Callable[[float], None] = lambda seen_at: None,
+    ) -> None:  # fmt: skip
         self._home = home
         self._enrolled = enrolled
         self._clock = clock
@@ -73,7 +74,8 @@ class VersionKeeper:
         self._refresh: bytes | None = None
         self._attempts = 0
         self._not_before = 0.0
-        self._seen_at = -float("inf")
+        self._seen_at = seen_at
+        self._remember = remember
         self.notes = Notes()
 
     def take_bytes_down(self) -> int:
@@ -89,7 +91,7 @@ class VersionKeeper:
     @property
     def wants_news(self) -> bool:
         """Whether a refresh waits to be installed, or none was announced for six hours."""
-        return self._refresh is not None or self._clock.now() >= self._seen_at + REFRESH_POLL_S
+        return self._refresh is not None or not 0.0 <= self._clock.now() - self._seen_at < REFRESH_POLL_S
 
     def announce(self, track: Track, signed: bytes) -> None:
         """Take note of a retained announcement."""
@@ -97,7 +99,13 @@ class VersionKeeper:
             self._training = signed
         else:
             self._refresh = signed
-            self._seen_at = self._clock.now()
+            self._see(self._clock.now())
+
+    def _see(self, now: float) -> None:
+        # Durable, so that an agent that is started again and again does not connect each time; but not for each news.
+        if not 0.0 <= now - self._seen_at < REFRESH_POLL_S / 6:
+            self._remember(now)
+        self._seen_at = now
 
     def current(self) -> Held | None:
         """Return the version for the keyboard: the refresh, or the training version before the first refresh."""
@@ -127,7 +135,8 @@ class VersionKeeper:
         else:
             if before != manifest.sha256:
                 self.notes.versions.append(("refresh", manifest.version))
-        self._refresh, self._attempts, self._seen_at = None, 0, now
+        self._refresh, self._attempts = None, 0
+        self._see(now)
 
     def base(self, offer: TaskOffer) -> Held | None:
         """Return the offer's base version if it is here."""
@@ -241,7 +250,8 @@ class VersionKeeper:
         self._tell_refused_parts()
         self.notes.versions.append((transfer.track, manifest.version))
         if transfer.track == "refresh":
-            self._refresh, self._attempts, self._seen_at = None, 0, self._clock.now()
+            self._refresh, self._attempts = None, 0
+            self._see(self._clock.now())
         return True
 
     def _pieces_lied(self, transfer: Transfer, error: Exception) -> None:

@@ -26,7 +26,7 @@ def real_ports(home: Path, settings: Settings, *, only_looks: bool = False) -> P
         clock=clock,
         sensors=LinuxSensors(Path(settings.sensors_root)),
         transport=MqttTransport(enrolled.broker_url, enrolled.device, ca_file=settings.broker_ca),
-        downloads=HttpDownloads(),
+        downloads=HttpDownloads(ca_file=settings.server_ca),
         trainer=_trainer(home, settings, clock),
         entropy=identity.system_entropy,
     )

@@ -72,8 +72,8 @@ class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalRule(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule of the local training beside plain SGD, by name (`edge_runtime.local_rules`): "momentum", "proximal",
-    "clip", "freeze", ... `value` is the rule's number, `tensors` the fleet tensors that it is about, if it is about some.
+    """One rule of the local training beside plain SGD, by name (the device's docs/trainer.md lists them): "momentum",
+    "proximal", "clip", "freeze", ... `value` is its number, `tensors` the fleet tensors that it is about, if any.
 
     A device that does not know a name refuses the plan by that name; check-ins name the rules that a device knows.
     """

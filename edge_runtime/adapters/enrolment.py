@@ -24,15 +24,24 @@ def make_enrolment(identity: Identity, token: str, population: str, label: str) 
 
 
 def enrol(
-    server: str, identity: Identity, *, token: str, population: str, label: str, pinned: bytes | None = None
+    server: str,
+    identity: Identity,
+    *,
+    token: str,
+    population: str,
+    label: str,
+    pinned: bytes | None = None,
+    ca_file: str = "",
 ) -> tuple[Enrolled, bytes]:
     """Ask `server` (http://HOST:PORT) for an identity; return the answer and its signed bytes.
+
+    `ca_file` holds the certificates that an https server is checked against; empty: the system's.
 
     Raises `Unreachable`, `EnrolmentRefused`, or a `ContractError` if the answer is not signed as it should be.
     """
     url = server.rstrip("/") + "/v1/enrol"
     body = encode_message(make_enrolment(identity, token, population, label))
-    connection = connect(url, TIMEOUT_S)
+    connection = connect(url, TIMEOUT_S, ca_file)
     try:
         response = request(connection, "POST", url, body, {"Content-Type": "application/msgpack"})
         answer = response.read(MAX_MESSAGE_BYTES + 1)

@@ -1,7 +1,7 @@
 """The Trainer port within the agent's own process: for simulations with many devices, and for the keyboard.
 
-A long job is done when `begin` returns; whether it may go on is asked of the agent between its steps. The runtime can be
-shared by many agents of one process, so that a template is compiled once for all of them.
+A long job is done when `begin` returns; whether it may go on is asked of the agent between its steps. The runtime can
+be shared by many agents of one process, so that a template is compiled once for all of them.
 """
 
 import time

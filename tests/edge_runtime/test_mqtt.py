@@ -186,11 +186,11 @@ def test_what_got_through_before_the_link_broke_is_known_and_only_the_rest_is_se
             for topic in transport.acknowledged():
                 del pieces[topic]
         transport.disconnect()
-        # 400 kB over a link that is cut every 200 kB: three connections, and nothing but what was on its way twice.
-        assert connections == 3 and proxy.cuts == 2
-        assert proxy.bytes_up <= 1.25 * 400_000
+        # 400 kB over a link that is cut every 200 kB: nothing but what was on its way, a window at most, went up twice.
+        assert 2 <= proxy.cuts == connections - 1 <= 3
+        assert proxy.bytes_up <= 401_000 + proxy.cuts * 4 * 20_100
     wait_until(lambda: len({topic for topic, _ in heard.seen}) == 20)
-    assert len(heard.seen) <= 20 + 2 * 4
+    assert len(heard.seen) <= 20 + 3 * 4
     heard.close()
 
 

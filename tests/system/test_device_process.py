@@ -50,9 +50,7 @@ class Device:
         self.log = folder / "log"
 
     def play(self, *, charging: bool = True, idle: float = 3600.0) -> None:
-        write_fixture(
-            self.sensors, charging=charging, battery=90.0, idle_seconds=idle, metered=False, celsius=40.0
-        )
+        write_fixture(self.sensors, charging=charging, battery=90.0, idle_seconds=idle, metered=False, celsius=40.0)
 
     def call(self, *arguments: str, text: str | None = None) -> dict[str, object]:
         done = subprocess.run(
