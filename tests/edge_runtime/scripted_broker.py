@@ -48,8 +48,8 @@ class Seen:
 
 @dataclass
 class ScriptedBroker:
-    """`properties` (bytes), `reason` and `session_present` go into the CONNACK; `puback` is the reason code of the answer
-    to a PUBLISH, or None for no answer at all."""
+    """`properties` (bytes), `reason` and `session_present` go into the CONNACK; `puback` is the reason code of the
+    answer to a PUBLISH, or None for no answer at all."""
 
     properties: bytes = b""
     reason: int = 0

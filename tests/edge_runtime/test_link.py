@@ -19,7 +19,7 @@ TEN_PM = 1_800_000_000.0
 
 @dataclass
 class ScriptedTransport:
-    """Takes messages while `takes` lasts (None: for ever), each in `seconds_each` of the clock; then the link breaks."""
+    """Takes messages while `takes` lasts (None: for ever), each in `seconds_each` of the clock; then it breaks."""
 
     clock: FakeClock
     takes: int | None = None

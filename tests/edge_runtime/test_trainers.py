@@ -26,7 +26,7 @@ from edge_runtime.jobs import (
     WasForgotten,
 )
 from edge_runtime.session_row import SessionRow
-from tests.edge_runtime.fakes import World
+from tests.edge_runtime.fakes import Killed, World
 from wire_contract import delta as deltas
 from wire_contract.messages import CheckIn, LocalRule, Plan, RetryWindow
 
@@ -266,3 +266,33 @@ def test_a_stop_keeps_a_checkpoint_and_another_night_ends_in_the_same_bits(tmp_p
             break
     assert isinstance(result, Queued) and stops >= 1 and total == 300
     assert world.made() == whole.made() and world.checkpoints() == []
+
+
+def test_a_trainer_that_is_killed_loses_what_came_after_the_last_quarter_of_an_hour(tmp_path):
+    plan = msgspec.structs.replace(PLAN, epochs=100)
+    whole, world = (TrainingWorld(tmp_path / name, plan) for name in ("whole", "killed"))
+    trainer = whole.trainer()
+    trainer.begin(whole.job(), lambda: True)
+    assert isinstance(wait_for(trainer), Queued)
+    trainer.close()
+    looks = 0
+
+    def may_go_on():
+        nonlocal looks
+        looks += 1
+        world.clock.time += 100.0
+        if looks == 50:
+            raise Killed
+        return True
+
+    trainer = world.trainer()
+    with pytest.raises(Killed):
+        trainer.begin(world.job(), may_go_on)
+    assert len(world.checkpoints()) == 2
+    trainer = world.trainer()
+    trainer.begin(world.job(), lambda: True)
+    result = wait_for(trainer)
+    trainer.close()
+    # The last one was written after 45 steps of a hundred seconds.
+    assert isinstance(result, Queued) and result.steps == 300 - 45
+    assert world.made()[:3] == whole.made()[:3]

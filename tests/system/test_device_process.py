@@ -1,4 +1,4 @@
-"""`edge-runtime run` as a stranger leaves it running: a supervisor, a trainer beside it, and whatever happens to them."""
+"""`edge-runtime run` as a stranger leaves it running: a supervisor, a trainer beside it, and what happens to them."""
 
 import json
 import os

@@ -141,7 +141,8 @@ def test_what_the_cloud_announces_devices_can_read(text):
     "text",
     [
         "http://h", "mqtt://h:0", "mqtt://h:65536", "mqtt://h  ws://h", "mqtt://h mqtt://h", "mqtt://h/x", "",
-        "ws://h/?x", " ".join(f"mqtt://h{i}" for i in range(5)), "mqtt://" + "h" * 400, "wss://h/#f", "mqtt://user:pa ss@h",
+        "ws://h/?x", " ".join(f"mqtt://h{i}" for i in range(5)), "mqtt://" + "h" * 400, "wss://h/#f",
+        "mqtt://user:pa ss@h",
     ],
 )  # fmt: skip
 def test_what_devices_could_not_read_the_cloud_refuses_to_announce(text):
