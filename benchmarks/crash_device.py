@@ -1,6 +1,6 @@
 """Claim: nothing that a device was told is kept is lost by a power cut, a full or broken disk, or a kill.
 
-Three parts, one judge (tests/edge_runtime/crash_story.py): a life of eleven stages (enrol, install, text, an
+Three parts, one judge (tests/edge_runtime/crash_story.py): a life of twelve stages (enrol, install, text, an
 interrupted training, every verdict, a version from a delta, personal copies, forgetting while an update waits) is
 played against an aggregator that judges on its own, and compared with the same life without a fault.
 

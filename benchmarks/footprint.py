@@ -4,7 +4,7 @@
   text to the queued update; beside it Keras does as many steps of the same network and batch size in a process of its
   own. Memory is the sum of the resident sets of agent and child (pages that both share count twice: against us),
   sampled every 50 ms; `peak_ratio` is the larger of the exact and the sampled one;
-- idle: the same command on an enrolled home at rest, 15 s after its start, no broker in reach; beside it Flower's
+- idle: the same command on an enrolled home at rest, 10 s after its start, no broker in reach; beside it Flower's
   SuperNode and NVFlare's client, each with the processes it starts, where their environments are there;
 - cold start: CPU seconds of that command until it says what it waits for;
 - stop: the charger's file says unplugged, at random moments of a training. `stop_ms` is until the child trains no more:
@@ -136,7 +136,7 @@ def cold_start(folder: Path) -> tuple[float, Memory, list[Memory]]:
         raise SystemExit("the agent said nothing")
     drain(process)
     samples = []
-    for _ in range(3):
+    for _ in range(2):
         time.sleep(5)
         found = memory_of(process.pid)
         if found is not None:
@@ -190,7 +190,9 @@ def stops(folder: Path, count: int, busy: int, seed: int) -> list[dict[str, Any]
                 home.arm(plan, now=int(time.time()), number=number)
                 agent = Agent(home.home, settings, ports)
             made = one_stop(home, agent, trainer, spinners, rng)
-            if made is not None:
+            if made is None:
+                time.sleep(WATCH_S)
+            else:
                 found.append(made)
                 print(f"\r{len(found)} of {count} stops", end="", file=sys.stderr)
     finally:

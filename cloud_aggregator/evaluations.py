@@ -4,7 +4,8 @@ The rules:
 - an operator asks for an announced version, and for how many devices; until that many leases are out or answered, a
   device of the population that knows the task gets an `EvaluationOffer` instead of a training; each device once;
 - a lease that ran out without a report is another device's;
-- a report counts once, in the transaction that gives it its verdict: what is kept of it is its hash, and the sums;
+- a report counts once, in the transaction that gives it its verdict: what is kept of it is its hash, and the sums. The
+  hash leaves out when it was sent: a report whose receipt was lost is sent again, later, and is the same report;
 - counts are in buckets, and a report that breaks a rule of the contract or of its offer is refused by name and adds
   nothing. A device that holds too little text reports words 0: it counts as silent, not as a miss.
 
@@ -25,6 +26,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
+
+import msgspec
 
 from cloud_aggregator.errors import NotFound, Refused
 from cloud_aggregator.keys import ServiceKeys
@@ -269,7 +272,7 @@ def answer_report(records: Records, population: Population, report: EvaluationRe
     evaluation = records.evaluation(report.task)
     if evaluation is not None and evaluation.population != population.name:
         evaluation = None
-    body_sha256 = hashlib.sha256(encode_message(report)).hexdigest()
+    body_sha256 = hashlib.sha256(encode_message(msgspec.structs.replace(report, sent_at=0))).hexdigest()
     verdict = admit(
         report,
         evaluation,

@@ -14,6 +14,8 @@ The rules:
 - a turn drains the inbox, reads the sensors, steps the session and performs the effects;
 - the state is durable before an effect is performed, and a message is acknowledged after both;
 - an agent that was killed anywhere goes on when a new one opens the same home;
+- while the trainer works in a process of its own nothing is waited for, neither link nor download: a condition that
+  falls is to be seen at once;
 - after a failed write, or when another process was told to forget, the disk is right and memory is read from it anew;
 - numpy and the interpreter live behind the Trainer port, on a device in a process of its own: never here.
 """
@@ -180,23 +182,19 @@ class Agent:
             self._collect()
             decision = self._decide()
             self._link.reason = decision.reason
-            wanted = decision.may_send and self._has_business(decision)
-            self._link.keep(wanted, self._keeper.versions, self._opened_at())
-            awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING) or self._keeper.chunks.awaited
-            awaiting = awaiting or self._lacks_time(decision)
-            for received in self._link.receive(wait_s if awaiting else 0.0):
-                self._take(received)
-            self._go_on_with_pieces(decision)
-            self._ask_the_time(decision)
+            self._keep_link(decision)
+            if not self.works:
+                self._hear(decision, wait_s)
             # A training takes its time: whether the link may still be used is asked again after it.
             self._look(self._decide() if self._notes.training_steps else decision)
             if self._state.phase is Phase.SENDING and self._state.attempts == 0:
                 self._look(self._decide())
-            if decision.may_send:
-                self._keeper.install_refresh(self._draw)
+            if not self.works:
+                if decision.may_send:
+                    self._keeper.install_refresh(self._draw)
+                self._link.report(self._keeper.versions)
+                self._link.flush()
             self._personalize(decision)
-            self._link.report(self._keeper.versions)
-            self._link.flush()
         except Unreachable:
             self._link.lose(self._draw())
         except TooLarge:
@@ -213,6 +211,8 @@ class Agent:
         except (StorageFull, StorageFailed, Forgotten) as e:
             self._notes.refused.append(name_of(e))
             self._doubtful = True
+            if isinstance(e, StorageFull):
+                self.room.give_back()
         self._budget.add_sent(self._ports.clock.now(), self._notes.bytes_up)
         self._budget.add(self._ports.clock.now(), Usage(written_bytes=files.take_written_bytes()))
         self._save_usage()
@@ -353,15 +353,27 @@ class Agent:
             return replace(decision, may_train=False, reason=reason)
         return decision
 
+    def _keep_link(self, decision: Decision) -> None:
+        wanted = decision.may_send and self._has_business(decision)
+        if self._link.connected or not self.works:
+            self._link.keep(wanted, self._keeper.versions, self._opened_at())
+
+    def _hear(self, decision: Decision, wait_s: float) -> None:
+        """Deal with what came, and ask for what only the broker can bring."""
+        awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING) or self._keeper.chunks.awaited
+        awaiting = awaiting or self._lacks_time(decision)
+        for received in self._link.receive(wait_s if awaiting else 0.0):
+            self._take(received)
+        self._go_on_with_pieces(decision)
+        self._ask_the_time(decision)
+
     def _has_business(self, decision: Decision) -> bool:
         if self._state.phase is Phase.RESTING:
-            due = decision.may_train and session.due(self._state, self._ports.clock.now())
+            due = decision.may_train and not self.works and session.due(self._state, self._ports.clock.now())
         else:
             # An interrupted training needs no link until it is done.
             due = self._state.phase is not Phase.TRAINING or decision.may_train
-        # Connecting may take seconds, in which nobody would look after a trainer.
-        news = self._keeper.wants_news and not self.works
-        return due or news or self._lacks_time(decision)
+        return due or self._keeper.wants_news or self._lacks_time(decision)
 
     def _lacks_time(self, decision: Decision) -> bool:
         elapsed = self._ports.clock.elapsed()
@@ -383,9 +395,11 @@ class Agent:
             return
         if self._chance is None:
             self._chance = (self._ports.entropy(16).hex(), self._draw())
-        now, may_send = self._ports.clock.now(), decision.may_send and self._link.connected
-        trusted = self._ports.clock.trusted()
-        self._apply(session.Looked(now, decision.may_train, may_send, *self._chance, trusted=trusted))
+        now, trusted = self._ports.clock.now(), self._ports.clock.trusted()
+        # While the trainer makes a personal copy, no other work is asked for, begun or sent.
+        may_train = decision.may_train and not self.works
+        may_send = decision.may_send and self._link.connected and not self.works
+        self._apply(session.Looked(now, may_train, may_send, *self._chance, trusted=trusted))
         if self._state is not before:
             self._chance = None
 
@@ -519,6 +533,8 @@ class Agent:
             self._notes.interrupted = True
             return session.Interrupted(now, "a condition fell before the first step")
         self._row.refuse_forgotten()
+        if isinstance(job, Evaluate):
+            self._journal.begin(job.offer, now)
         if self._ports.clock.trusted():
             self._person.store.expire(now)
         self._bench.begin(job, self._may_go_on)

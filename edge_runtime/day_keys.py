@@ -50,7 +50,7 @@ class DayKey:
         """Return the plain bytes; inverse of `seal`. Raises `DoesNotOpen`."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._before + record + self._after)
-        except (InvalidTag, ValueError) as e:
+        except (InvalidTag, ValueError, TypeError) as e:
             raise DoesNotOpen(f"a record does not open under day key {self.number}") from e
 
 
@@ -76,7 +76,7 @@ class StorageKey:
         """Return the secret; inverse of `wrap`. Raises `DoesNotOpen`, as for another device's disk."""
         try:
             return ChaCha20Poly1305(self.key).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], self._bound(name))
-        except (InvalidTag, ValueError) as e:
+        except (InvalidTag, ValueError, TypeError) as e:
             raise DoesNotOpen(f"{name.decode(errors='replace')} does not open under this device's key") from e
 
     def _bound(self, name: bytes) -> bytes:

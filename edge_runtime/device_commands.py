@@ -33,6 +33,7 @@ RESTING_S = 30.0
 BUSY_S = 1.0
 # How soon a condition that fell is noticed while the trainer works: a stop takes a quarter of a second at most.
 WATCH_S = 0.05
+KEEP_ROOM_S = 3600.0
 MAX_TOKEN_CHARACTERS = 200
 
 
@@ -142,7 +143,7 @@ def run(home: Path, *, once: bool, wait_s: float, record: Path | None = None) ->
         stop.set()
 
     signal.signal(signal.SIGTERM, ask_to_stop)
-    turns, said = 0, ""
+    turns, said, kept_at = 0, "", time.monotonic()
     try:
         while not stop.is_set():
             report = agent.turn(wait_s)
@@ -151,6 +152,10 @@ def run(home: Path, *, once: bool, wait_s: float, record: Path | None = None) ->
             if line != said:
                 sys.stderr.write(line + "\n")
                 said = line
+            if not agent.works and time.monotonic() - kept_at >= KEEP_ROOM_S:
+                # A full disk took it, or there was no room at the start.
+                _keep_room(agent)
+                kept_at = time.monotonic()
             _pause(agent, stop, BUSY_S if report.connected or agent.works else RESTING_S)
     finally:
         agent.close()
@@ -282,12 +287,6 @@ def add(home: Path, text: str, *, learn: bool) -> Result:
                 exit_code=ExitCode.REFUSED, code="NO_MODEL", hint="edge-runtime run --once",
             )  # fmt: skip
         messages = sys.stdin.read().splitlines() if text == "-" else [text]
-        stored = agent.examples.add_many(messages, real_clock_now(), learn=learn)
+        clock = real_ports(home, read_settings(home), only_looks=True).clock
+        stored = agent.examples.add_many(messages, clock.now(), learn=learn, trusted=clock.trusted())
         return Result({"sentences_stored": stored, "examples_words": agent.examples.count_words()})
-
-
-def real_clock_now() -> float:
-    """Return Unix seconds."""
-    from edge_runtime.adapters.clock import SystemClock
-
-    return SystemClock().now()

@@ -17,6 +17,7 @@ from edge_runtime import identity
 from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
 from edge_runtime.adapters.lazy_runtime import runtime_name
 from edge_runtime.adapters.sensors.linux import LinuxSensors
+from edge_runtime.broker_address import parse_addresses
 from edge_runtime.config import Settings, read_settings
 from edge_runtime.device_commands import open_agent
 from edge_runtime.eligibility import Moment, Policy, Reading, Readings, Standing, Stop, Usage
@@ -54,8 +55,8 @@ def examine(home: Path) -> Result:
         *_conditions(home, settings),
         _finding("identity", lambda: _identity(home)),
         _finding("model", lambda: _model(home)),
-        _finding("broker", lambda: _reach(identity.load_enrolled(home).broker_url, 1883)),
-        _finding("model server", lambda: _reach(identity.load_enrolled(home).model_url, 80)),
+        _finding("broker", lambda: _reach_broker(identity.load_enrolled(home).broker_url)),
+        _finding("model server", lambda: _reach_server(identity.load_enrolled(home).model_url)),
     ]
     rows = [("ok" if f.ok else "NO", f.name, f.message) for f in findings]
     items = [{"name": f.name, "ok": f.ok, "finding": f.message} for f in findings]
@@ -195,11 +196,32 @@ def _model(home: Path) -> str:
         agent.abandon()
 
 
-def _reach(url: str, default_port: int) -> str:
-    parts = urlsplit(url)
-    place = (parts.hostname or "", parts.port or default_port)
+def _reach_broker(url: str) -> str:
+    """Say which of the broker's addresses answer: one is enough, for the agent tries them in order."""
+    told = [(address, _silence(address.host, address.port)) for address in parse_addresses(url)]
+    message = "; ".join(f"{address} {f'does not answer: {silence}' if silence else 'answers'}" for address, silence in told)
+    if all(silence for _, silence in told):
+        raise _Amiss(message)
+    return message
+
+
+def _reach_server(url: str) -> str:
     try:
-        with socket.create_connection(place, timeout=CONNECT_S):
-            return f"{url} answers"
-    except OSError as e:
-        raise _Amiss(f"{url} does not answer: {e}") from e
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as e:
+        raise _Amiss(f"{url} is no address: {e}") from e
+    silence = _silence(host, port)
+    if silence:
+        raise _Amiss(f"{url} does not answer: {silence}")
+    return f"{url} answers"
+
+
+def _silence(host: str, port: int) -> str:
+    """Return why nobody answers at a port, or "" if somebody does."""
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_S):
+            return ""
+    except (OSError, UnicodeError) as e:
+        # A name with an empty or overlong label is an error of its encoding.
+        return str(e)

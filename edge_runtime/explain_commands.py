@@ -20,7 +20,7 @@ from edge_runtime.device_commands import opened
 from edge_runtime.eligibility import Moment, Policy, Standing
 from edge_runtime.explanation import Explanation, explain
 from edge_runtime.session import Phase
-from edge_runtime.trace import TraceInvalid, decode_looks, replay
+from edge_runtime.trace import MAX_LINE_BYTES, TraceInvalid, decode_looks, replay
 from edge_runtime.wiring import real_ports
 
 MAX_TRACE_BYTES = 64 * 1024 * 1024
@@ -90,7 +90,8 @@ def explain_trace(home: Path, trace: Path) -> Result:
         if trace.stat().st_size > MAX_TRACE_BYTES:
             raise CommandError(f"{trace}: a trace has at most {MAX_TRACE_BYTES} bytes", code="BAD_TRACE")
         with trace.open("rb") as lines:
-            found = list(stretches(lines, policy))
+            # A file that grows, or a pipe, has no size that says how much will come.
+            found = list(stretches(iter(lambda: lines.readline(MAX_LINE_BYTES + 1), b""), policy))
     except FileNotFoundError as e:
         raise CommandError(f"{trace}: no such trace", exit_code=ExitCode.NOT_FOUND, code="NO_TRACE") from e
     except OSError as e:

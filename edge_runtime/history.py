@@ -19,6 +19,8 @@ from edge_runtime.ports import PortError
 
 STATE_FILE = "state.db"
 NIGHT_HEADER = ("night", "training s", "cpu s", "energy wh (est.)", "sent bytes", "written bytes", "starts")
+# The end of the year 9998: what an aggregator dated later is shown as this, which a calendar can read in any zone.
+_LAST_S = 253_370_764_799.0
 _SPANS_S = {"h": 3600.0, "d": DAY_S, "w": 7 * DAY_S}
 
 
@@ -122,7 +124,7 @@ def _as_row(row: Participation, time_zone: str) -> tuple[object, ...]:
 
 
 def _local(moment: float, time_zone: str) -> str:
-    return datetime.fromtimestamp(moment, zone(time_zone)).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(min(moment, _LAST_S), zone(time_zone)).strftime("%Y-%m-%d %H:%M")
 
 
 def _as_night(night: str, used: Usage, watts: float) -> tuple[object, ...]:
@@ -135,4 +137,4 @@ def _energy(used: Usage, watts: float) -> float:
 
 
 def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(min(moment, _LAST_S), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -13,6 +13,7 @@ The rules:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -46,10 +47,10 @@ class LinkMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What outlives the process: failed attempts, until when to wait (Unix seconds), the link's rate (bytes a second, 0
     unknown) and the broker's largest topic and payload."""
 
-    attempts: int = 0
+    attempts: Annotated[int, msgspec.Meta(ge=0)] = 0
     not_before: float = 0.0
-    rate: float = 0.0
-    limit_bytes: int = LIMIT_BYTES
+    rate: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = 0.0
+    limit_bytes: Annotated[int, msgspec.Meta(ge=0)] = LIMIT_BYTES
 
 
 def encode_memory(memory: LinkMemory) -> bytes:

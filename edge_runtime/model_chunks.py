@@ -13,12 +13,11 @@ The rules:
 - a denial, signed, says when to ask again.
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_runtime import backoff
-from edge_runtime.adapters.files import remove, storage_error
+from edge_runtime.adapters.files import append_durably, remove, rename_durably
 from edge_runtime.model_slots import ModelSlots
 from wire_contract.manifest import Manifest
 from wire_contract.messages import MAX_CHUNK_BYTES, MAX_MODEL_WINDOW, ModelChunk, ModelDenied, ModelRequest
@@ -186,10 +185,7 @@ class ModelChunks:
             return None
         if transfer.base:
             part = self._part(transfer)
-            try:
-                part.replace(part.with_suffix(".delta"))
-            except OSError as e:
-                raise storage_error(e, str(part)) from e
+            rename_durably(part, part.with_suffix(".delta"))
         self._transfer = None
         return transfer
 
@@ -212,14 +208,5 @@ class ModelChunks:
             return 0
 
     def _write(self, part: Path, start: int, data: bytes) -> None:
-        try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("r+b" if part.exists() else "wb") as file:
-                # HTTP may have left a piece of a piece.
-                file.truncate(start)
-                file.seek(start)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as e:
-            raise storage_error(e, str(part)) from e
+        # HTTP may have left a piece of a piece.
+        append_durably(part, start, [data])

@@ -9,10 +9,12 @@ The rules:
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.eligibility import Policy, Usage, night_of
+
+WRITTEN_STEP_BYTES = 1 << 20
 
 
 class NightBudget:
@@ -79,12 +81,19 @@ class NightBudget:
         self._unwritten.clear()
 
     def record(self, now: float) -> None:
-        """Make everything counted durable. Raises `StorageFull` or `StorageFailed`; it stays counted then."""
+        """Make everything counted durable. Raises `StorageFull` or `StorageFailed`; it stays counted then.
+
+        Bytes written are recorded with something else, or from a megabyte on: writing them down is a write itself.
+        """
         self._count(now)
-        if self._unwritten:
+        if any(_worth_a_write(used) for used in self._unwritten.values()):
             with self._store.transaction() as connection:
                 self.write(connection, now)
             self.written()
+
+
+def _worth_a_write(used: Usage) -> bool:
+    return used.written_bytes >= WRITTEN_STEP_BYTES or replace(used, written_bytes=0) != Usage()
 
 
 def _sum(a: Usage, b: Usage) -> Usage:

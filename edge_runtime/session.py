@@ -7,6 +7,9 @@ The rules:
 - the state is saved before its effects are performed, and every effect may be performed twice: a device that lost
   power in between does them again at the next look;
 - one thing at a time: while an update waits for its receipt the device asks for no more work;
+- no wait is longer than a month, so that one that a wrong clock wrote can be told from it (`due`); who is to wait for
+  longer asks in between. Whoever got no work, or could not do it, waits for a minute at least: by a clock that runs
+  ahead a window is over when it is told;
 - time, chance and names come in with the event.
 """
 
@@ -75,6 +78,7 @@ __all__ = (
     "Offered",
     "Phase",
     "REPLY_S",
+    "SHORTEST_WAIT_S",
     "ReportMade",
     "ScoreVersion",
     "SendReport",
@@ -94,6 +98,7 @@ REPLY_S = 300.0
 GIVE_UP_S = 7 * 86_400.0
 # No retry window or backoff is longer: a later moment was written by a clock that was wrong then.
 LONGEST_WAIT_S = 31 * 86_400.0
+SHORTEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,12 @@ def _offer_of(state: State) -> TaskOffer:
     return state.offer
 
 
-def _rest(not_before: float) -> State:
-    return State(phase=Phase.RESTING, not_before=not_before)
+def _rest(not_before: float, now: float) -> State:
+    return State(phase=Phase.RESTING, not_before=min(not_before, now + LONGEST_WAIT_S))
+
+
+def _rest_without_work(not_before: float, now: float) -> State:
+    return _rest(max(not_before, now + SHORTEST_WAIT_S), now)
 
 
 def _keep(state: State, **changes: Any) -> State:
@@ -156,7 +165,7 @@ def _ask(state: State, event: Looked) -> tuple[State, Effects]:
 
 
 def _no_reply(state: State, event: Looked) -> tuple[State, Effects]:
-    waiting = _rest(event.now + backoff.wait(state.attempts, event.draw))
+    waiting = _rest(event.now + backoff.wait(state.attempts, event.draw), event.now)
     return _keep(waiting, attempts=state.attempts + 1), ()
 
 
@@ -166,11 +175,12 @@ def _take_offer(state: State, event: Offered) -> tuple[State, Effects]:
 
 def _declined(state: State, event: Declined) -> tuple[State, Effects]:
     again = max(event.not_before, _within(_offer_of(state).retry, event.draw))
-    return _rest(again), (DropTraining(),)
+    return _rest_without_work(again, event.now), (DropTraining(),)
 
 
 def _evaluation_declined(state: State, event: Declined) -> tuple[State, Effects]:
-    return _rest(max(event.not_before, _within(_evaluation_of(state).retry, event.draw))), ()
+    again = max(event.not_before, _within(_evaluation_of(state).retry, event.draw))
+    return _rest_without_work(again, event.now), ()
 
 
 def _take_evaluation(state: State, event: EvaluationAsked) -> tuple[State, Effects]:
@@ -182,7 +192,7 @@ def _evaluate(state: State, event: Looked) -> tuple[State, Effects]:
 
 
 def _evaluation_over(state: State, event: Looked | CannotTrain | BaseGone) -> tuple[State, Effects]:
-    return _rest(_within(_evaluation_of(state).retry, event.draw)), ()
+    return _rest_without_work(_within(_evaluation_of(state).retry, event.draw), event.now), ()
 
 
 def _reported(state: State, event: ReportMade) -> tuple[State, Effects]:
@@ -201,12 +211,12 @@ def _send_report(state: State, event: Looked) -> tuple[State, Effects]:
 
 
 def _report_answered(state: State, event: Answered) -> tuple[State, Effects]:
-    rest = _rest(_within(_evaluation_of(state).retry, event.draw))
+    rest = _rest(_within(_evaluation_of(state).retry, event.draw), event.now)
     return rest, (Settle(state.update_id, event.receipt.verdict),)
 
 
 def _sent_away(state: State, event: SentAway) -> tuple[State, Effects]:
-    return _rest(_within(event.reply.retry, event.draw)), ()
+    return _rest_without_work(_within(event.reply.retry, event.draw), event.now), ()
 
 
 def _fetch_again(state: State, event: Looked) -> tuple[State, Effects]:
@@ -219,7 +229,8 @@ def _later(state: State, event: BaseUnreachable | NotKept) -> tuple[State, Effec
 
 
 def _base_gone(state: State, event: BaseGone) -> tuple[State, Effects]:
-    return _rest(event.now), (DropTraining(),)
+    # The world moved on; the next offer names what is announced now.
+    return _rest_without_work(event.now, event.now), (DropTraining(),)
 
 
 def _begin(state: State, event: BaseHeld) -> tuple[State, Effects]:
@@ -232,11 +243,11 @@ def _train(state: State, event: Looked) -> tuple[State, Effects]:
 
 
 def _lease_over(state: State, event: Looked) -> tuple[State, Effects]:
-    return _rest(_within(_offer_of(state).retry, event.draw)), (DropTraining(),)
+    return _rest(_within(_offer_of(state).retry, event.draw), event.now), (DropTraining(),)
 
 
 def _cannot(state: State, event: CannotTrain) -> tuple[State, Effects]:
-    return _rest(_within(_offer_of(state).retry, event.draw)), (DropTraining(),)
+    return _rest_without_work(_within(_offer_of(state).retry, event.draw), event.now), (DropTraining(),)
 
 
 def _stay(state: State, event: Any) -> tuple[State, Effects]:
@@ -268,17 +279,19 @@ def _send_missing(state: State, event: Answered) -> tuple[State, Effects]:
 
 
 def _settle(state: State, event: Answered) -> tuple[State, Effects]:
-    return _rest(_within(_offer_of(state).retry, event.draw)), (Settle(state.update_id, event.receipt.verdict),)
+    rest = _rest(_within(_offer_of(state).retry, event.draw), event.now)
+    return rest, (Settle(state.update_id, event.receipt.verdict),)
 
 
 def _give_up(state: State, event: Looked) -> tuple[State, Effects]:
     # Nobody has heard of an update that was never sent, so its vector returns to the residual and is not lost.
     verdict = "unanswered" if state.attempts else "stale"
-    return _rest(event.now), (Settle(state.update_id, verdict),)
+    return _rest(event.now, event.now), (Settle(state.update_id, verdict),)
 
 
 def _undeliverable(state: State, event: Undeliverable) -> tuple[State, Effects]:
-    return _rest(_within(_offer_of(state).retry, event.draw)), (Settle(state.update_id, "undeliverable"),)
+    rest = _rest(_within(_offer_of(state).retry, event.draw), event.now)
+    return rest, (Settle(state.update_id, "undeliverable"),)
 
 
 R, C, F, T, S = Phase.RESTING, Phase.CHECKING_IN, Phase.FETCHING, Phase.TRAINING, Phase.SENDING

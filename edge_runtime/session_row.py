@@ -5,11 +5,13 @@ The rules:
 - forgetting sets the session to rest and deletes updates, kept vectors and the residual's name in one transaction.
 """
 
+import math
+
 import msgspec
 
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.ports import StorageFailed
-from edge_runtime.session import State
+from edge_runtime.session import Phase, State
 
 SESSION = "session"
 
@@ -32,9 +34,13 @@ class SessionRow:
     def _read(self) -> State:
         saved = self._store.get(SESSION)
         try:
-            return State() if saved is None else msgspec.msgpack.decode(saved, type=State)
-        except msgspec.DecodeError as e:
+            state = State() if saved is None else msgspec.msgpack.decode(saved, type=State)
+        except (msgspec.DecodeError, RecursionError) as e:
             raise StorageFailed(f"{self._store.path} holds a session that this program cannot read: {e}") from e
+        lacking = _lacking(state)
+        if lacking:
+            raise StorageFailed(f"{self._store.path} holds a session that is {state.phase.value} without {lacking}")
+        return state
 
     def put(self, state: State) -> None:
         """Write the state, in the transaction that is open or in one of its own. Raises `Forgotten`, `StorageFull`."""
@@ -56,6 +62,20 @@ class SessionRow:
             self._store.put(SESSION, msgspec.msgpack.encode(forgetful), times_forgotten=times_forgotten)
         self.times_forgotten = times_forgotten
         return forgetful
+
+
+def _lacking(state: State) -> str:
+    """Return what a state of its phase has, and this one has not; "" for a whole one."""
+    phase = state.phase
+    if not (math.isfinite(state.not_before) and math.isfinite(state.give_up_at)):
+        return "finite times"
+    if phase in (Phase.FETCHING, Phase.TRAINING, Phase.SENDING) and state.offer is None:
+        return "an offer"
+    if phase in (Phase.EVALUATING, Phase.REPORTING) and state.evaluation is None:
+        return "an evaluation offer"
+    if phase is Phase.REPORTING and state.report is None:
+        return "a report"
+    return "an id" if phase in (Phase.SENDING, Phase.REPORTING) and not state.update_id else ""
 
 
 def differ(a: State, b: State) -> bool:

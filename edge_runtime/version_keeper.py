@@ -5,6 +5,8 @@ The rules:
 - a base is wanted exactly as the offer names it, version and hash; if the world moved on, the lease is dropped; the
   public files that the offer's plan names are fetched with it;
 - a version that HTTP does not bring may come over the broker (`model_chunks`);
+- a base that was refused here is not fetched again for an hour, however often it is offered;
+- a trainer that died says nothing about a version: it is tried again, as after a broken link;
 - a refresh is installed when the link is unmetered; a broken link is tried again after a full-jitter wait, and a
   refused version is forgotten until another is announced.
 """
@@ -22,6 +24,7 @@ from edge_runtime.ports import (
     Downloads,
     NotThere,
     PortError,
+    RuntimeFailed,
     StorageFailed,
     StorageFull,
     TooLarge,
@@ -35,6 +38,7 @@ from wire_contract.messages import Enrolled, EvaluationOffer, ModelChunk, TaskOf
 from wire_contract.topics import Track
 
 REFRESH_POLL_S = 6 * 3600.0
+REFUSED_S = 3600.0
 ENVELOPE_SLACK_BYTES = 1024
 
 
@@ -76,6 +80,8 @@ class VersionKeeper:
         self._not_before = 0.0
         self._seen_at = seen_at
         self._remember = remember
+        # The file that was refused last, and until when (elapsed seconds) it is not tried again.
+        self._refused: tuple[str, float] = ("", 0.0)
         self.notes = Notes()
 
     def take_bytes_down(self) -> int:
@@ -125,7 +131,7 @@ class VersionKeeper:
             # Some brokers send a retained message only once to a session that goes on: then it is fetched.
             signed = self._refresh or self._by_http("refresh")
             manifest = self._install(signed, "refresh", now)
-        except (Unreachable, StorageFull) as e:
+        except (Unreachable, StorageFull, RuntimeFailed) as e:
             self.notes.refused.append(name_of(e))
             self._not_before = now + backoff.wait(self._attempts, draw())
             self._attempts += 1
@@ -148,6 +154,9 @@ class VersionKeeper:
         try:
             if self.base(offer) is not None:
                 return self._fetch_named(offer, draw, now)
+            refused = self._refused_before(offer.base_sha256, draw, now)
+            if refused is not None:
+                return refused
             for signed in self._announcements():
                 manifest = self._acceptable(signed, now)
                 stated = manifest and (manifest.version, manifest.sha256)
@@ -157,12 +166,8 @@ class VersionKeeper:
                     return self._fetch_named(offer, draw, now)
             self.notes.refused.append("base_gone")
             return session.BaseGone(now, draw, f"version {offer.base_version} is not announced any more")
-        except (Unreachable, StorageFull) as e:
-            self.notes.refused.append(name_of(e))
-            return session.BaseUnreachable(now, draw, str(e))
         except (VersionRefused, ManifestRefused, PortError) as e:
-            self.notes.refused.append(name_of(e))
-            return session.BaseGone(now, draw, str(e))
+            return self._not_had(e, offer.base_sha256, draw, now)
 
     def fetch_evaluated(self, offer: EvaluationOffer, draw: float) -> session.Event | None:
         """Get the version that is to be evaluated; None once it is here, else the session's next event."""
@@ -170,6 +175,9 @@ class VersionKeeper:
         try:
             if self.slots.held(offer.version_sha256) is not None:
                 return None
+            refused = self._refused_before(offer.version_sha256, draw, now)
+            if refused is not None:
+                return refused
             for track, signed in self._announced():
                 manifest = self._acceptable(signed, now, track)
                 if manifest is not None and (manifest.version, manifest.sha256) == (
@@ -180,12 +188,25 @@ class VersionKeeper:
                     return None
             self.notes.refused.append("version_gone")
             return session.BaseGone(now, draw, f"version {offer.version} is not announced any more")
-        except (Unreachable, StorageFull) as e:
-            self.notes.refused.append(name_of(e))
-            return session.BaseUnreachable(now, draw, str(e))
         except (VersionRefused, ManifestRefused, PortError) as e:
-            self.notes.refused.append(name_of(e))
-            return session.BaseGone(now, draw, str(e))
+            return self._not_had(e, offer.version_sha256, draw, now)
+
+    def _not_had(self, error: Exception, sha256: str, draw: float, now: float) -> session.Event:
+        self.notes.refused.append(name_of(error))
+        if isinstance(error, Unreachable | StorageFull | RuntimeFailed):
+            return session.BaseUnreachable(now, draw, str(error))
+        if isinstance(error, VersionRefused):
+            self._refused = (sha256, self._clock.elapsed() + REFUSED_S)
+        return session.BaseGone(now, draw, str(error))
+
+    def _refused_before(self, sha256: str, draw: float, now: float) -> session.Declined | None:
+        name, until = self._refused
+        left = until - self._clock.elapsed()
+        if name != sha256 or left <= 0.0:
+            return None
+        self.notes.refused.append("refused_before")
+        reason = f"the version's file {sha256[:16]} was refused here a short while ago"
+        return session.Declined(now, draw, reason, not_before=now + left)
 
     def _announced(self) -> Iterator[tuple[Track, bytes]]:
         if self._refresh is not None:
@@ -244,7 +265,7 @@ class VersionKeeper:
             if self._tell_refused_parts() or isinstance(e, VersionRefused):
                 self._pieces_lied(transfer, e)
             return False
-        except ManifestRefused as e:
+        except (ManifestRefused, NotThere, TooLarge, RuntimeFailed) as e:
             self.notes.refused.append(name_of(e))
             return False
         self._tell_refused_parts()
@@ -293,6 +314,7 @@ _NAMES = {
         (StorageFailed, "storage_failed"),
         (NotThere, "not_there"),
         (TooLarge, "too_large"),
+        (RuntimeFailed, "trainer_died"),
         (ContractError, "malformed"),
     )
 }

@@ -51,13 +51,13 @@ class PersonalDevice:
         self._sensors_root = sensors_root
         self._runtime = InterpreterRuntime(settings.runtime)
         enrolled = identity.load_enrolled(home)
-        clock = SystemClock()
+        self._clock = clock = SystemClock()
         ports = Ports(
             clock=clock,
             sensors=FileSensors(sensors_root),
             transport=MqttTransport(enrolled.broker_url, enrolled.device),
             downloads=HttpDownloads(),
-            trainer=InProcessTrainer(home, self._runtime, identity.system_entropy, clock),
+            trainer=InProcessTrainer(home, self._runtime, identity.system_entropy, clock, settings.held_out_share),
             entropy=identity.system_entropy,
         )
         self.agent = Agent(home, settings, ports)
@@ -119,7 +119,7 @@ class PersonalDevice:
     def learn(self, text: str) -> str:
         """Store a message behind the privacy filter; its words count at once, in the caches and for the mixture."""
         self._heed_forgetting()
-        kept = self.agent.examples.add(text, SystemClock().now())
+        kept = self.agent.examples.add(text, self._clock.now(), trusted=self._clock.trusted())
         if kept:
             self._suggestions.learn(self._vocabulary.encode_text(text))
             self._keep_mixture()

@@ -31,8 +31,8 @@ ASK_EVERY_S = 60.0
 AGREES_S = 120.0
 MARK = "run/systemd/timesync/synchronized"
 TIMEDATE = ("org.freedesktop.timedate1", "/org/freedesktop/timedate1", "org.freedesktop.timedate1")
-# The year 9999: what lies beyond is no time.
-_LAST_S = 253_402_300_799.0
+# The year 9999 in whichever zone: what lies beyond is no time, and no calendar reads it.
+_LAST_S = 253_370_764_800.0
 _MAX_FLOOR_CHARACTERS = 32
 
 

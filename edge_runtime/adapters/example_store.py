@@ -102,11 +102,14 @@ class SqliteExampleStore:
         wrapped = self._key.wrap(SALT, salt, self._random(NONCE_BYTES))
         self._connection.execute("INSERT OR REPLACE INTO wrapped VALUES ('salt', ?)", (wrapped,))
 
-    def add(self, text: str, now: float, *, learn: bool = True) -> int:
-        """Store what may be kept of `text`; nothing if `learn` is false (incognito, password fields)."""
-        return self.add_many([text], now, learn=learn)
+    def add(self, text: str, now: float, *, learn: bool = True, trusted: bool = True) -> int:
+        """Store what may be kept of `text`; nothing if `learn` is false (incognito, password fields).
 
-    def add_many(self, texts: Sequence[str], now: float, *, learn: bool = True) -> int:
+        By a clock that is not `trusted` nothing is too old: one that jumped ahead would end everything.
+        """
+        return self.add_many([text], now, learn=learn, trusted=trusted)
+
+    def add_many(self, texts: Sequence[str], now: float, *, learn: bool = True, trusted: bool = True) -> int:
         """Like `add` for several messages, in one transaction; return how many sentences were stored."""
         if not learn or self.vocabulary is None:
             return 0
@@ -125,7 +128,7 @@ class SqliteExampleStore:
                 added = self._insert(connection, day_key, sentences)
                 for word, count in new_words.items():
                     self._sight(connection, day_key, word, count, now)
-            deleted = self._retain(connection, now)
+            deleted = self._retain(connection, now, trusted=trusted)
         if deleted:
             self._opened = None
         elif self._opened is not None:
@@ -201,8 +204,18 @@ class SqliteExampleStore:
             self._opened = None
         self._finish_deletion()
 
-    def _retain(self, connection: sqlite3.Connection, now: float) -> bool:
+    def _retain(self, connection: sqlite3.Connection, now: float, *, trusted: bool = True) -> bool:
         """End what is too old or too much; return whether a sentence went."""
+        gone = self._end_days(connection, now) if trusted else 0
+        if (connection.execute("SELECT SUM(words) FROM sentence").fetchone()[0] or 0) > KEPT_WORDS:
+            gone += connection.execute(
+                "DELETE FROM sentence WHERE id <= (SELECT id FROM (SELECT id, SUM(words) OVER (ORDER BY id DESC)"
+                " AS sum FROM sentence) WHERE sum > ? ORDER BY id DESC LIMIT 1)",
+                (KEPT_WORDS,),
+            ).rowcount
+        return bool(gone)
+
+    def _end_days(self, connection: sqlite3.Connection, now: float) -> int:
         # A day that a wrong clock put into the future would never end: it counts from now.
         connection.execute("UPDATE day_key SET began = ? WHERE began > ?", (now, now + DAY_S))
         ended = connection.execute("DELETE FROM day_key WHERE began < ?", (now - KEPT_S,)).rowcount
@@ -214,14 +227,8 @@ class SqliteExampleStore:
                 "DELETE FROM sighting WHERE sealed IS NOT NULL AND day_key NOT IN (SELECT number FROM day_key)"
             )
         connection.execute("DELETE FROM sighting WHERE seen_at < ?", (now - KEPT_S,))
-        if (connection.execute("SELECT SUM(words) FROM sentence").fetchone()[0] or 0) > KEPT_WORDS:
-            gone += connection.execute(
-                "DELETE FROM sentence WHERE id <= (SELECT id FROM (SELECT id, SUM(words) OVER (ORDER BY id DESC)"
-                " AS sum FROM sentence) WHERE sum > ? ORDER BY id DESC LIMIT 1)",
-                (KEPT_WORDS,),
-            ).rowcount
         self._unscrubbed = self._unscrubbed or bool(ended)
-        return bool(gone)
+        return gone
 
     def _finish_deletion(self) -> None:
         """Empty the log after a day's end; where another process reads it just now, at the next call."""

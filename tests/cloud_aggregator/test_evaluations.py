@@ -186,6 +186,15 @@ def test_a_report_that_breaks_a_rule_is_refused_by_name_and_adds_nothing(aggrega
     assert send(phone, report_of(phone, offer)).verdict == "accepted", "the lease is still its own"
 
 
+def test_a_report_that_is_sent_again_later_is_the_same_report(aggregator):
+    phone = phones(aggregator, 1)[0]
+    ask(aggregator)
+    report = report_of(phone, check_in(phone))
+    assert send(phone, report).verdict == "accepted"
+    later = msgspec.structs.replace(report, sent_at=report.sent_at + 700)
+    assert send(phone, later).verdict == "duplicate"
+
+
 def test_the_first_report_of_a_lease_counts_and_another_one_is_a_conflict(aggregator):
     phone = phones(aggregator, 1)[0]
     asked = ask(aggregator)

@@ -1,4 +1,4 @@
-"""A device's life in ten stages, played with or without a power cut, and the judge of what a cut may not do.
+"""A device's life in twelve stages, played with or without a power cut, and the judge of what a cut may not do.
 
 The story enrols, installs a version, takes text in, trains with an interruption, sends, is told each verdict, installs
 the next version from a delta, keeps a personal copy, and forgets. At any moment `cut` forks: in the child the device is
@@ -349,6 +349,13 @@ def forget(story: Story) -> None:
     story.acknowledged.add("forgotten")
 
 
+def restart(story: Story) -> None:
+    """Stop the agent as a service is stopped, and start it again."""
+    story.world.agent.close()
+    story.world.open()
+    story.acknowledged.add("restarted")
+
+
 def nothing(story: Story) -> None:
     """The aggregator's side has nothing to do."""
 
@@ -365,6 +372,7 @@ STAGES = (
     Stage("delta installed, stale", training("stale"), turn, settled),
     Stage("returned and accepted", training("accepted", interruptions=2), turn, settled),
     Stage("refused", training("malformed", moves_on=False), turn, settled),
+    Stage("restarted", nothing, restart, has("restarted")),
     Stage("personal copy", nothing, keep_copy(1), has("copied 1")),
     Stage("personal copy again", nothing, keep_copy(2), has("copied 2")),
     Stage("forgotten while it waits", before_forgetting, forget, has("forgotten")),

@@ -391,6 +391,7 @@ def test_a_base_that_moved_on_is_looked_up_by_http_and_else_the_lease_is_dropped
     world.kill()
     report = world.agent.turn()
     assert "base_gone" in report.refused
+    world.clock.time += 60
     reports = world.night()
     assert receipts(reports) == ["accepted"]
     header = next(u.header for u in world.aggregator.updates.values() if u.plain is not None)

@@ -257,3 +257,56 @@ def test_without_an_answer_the_time_is_asked_for_once_an_hour(clockless):
     clockless.aggregator.turn_away = "it names no capability"
     clockless.aggregator.work()
     assert len(clockless.aggregator.check_ins) == 2
+
+
+def test_an_evaluation_beyond_the_owners_times_a_week_is_declined_and_no_word_is_scored(world):
+    holding_out(world, ledger=LedgerSettings(most_a_week=1))
+    world.aggregator.asks_evaluation = True
+    world.night()
+    assert len(world.aggregator.evaluations) == 1
+    world.clock.time += 1300
+    reports = world.night()
+    assert "took_part" in refusals(reports) and len(world.aggregator.evaluations) == 1
+    assert world.agent.state.phase.value == "resting" and len(participations(world)) == 1
+
+
+def test_a_device_that_is_to_wait_for_months_does_not_ask_with_every_turn(world):
+    world.settings = msgspec.structs.replace(world.settings, ledger=LedgerSettings(minimum_days=90.0))
+    world.kill()
+    world.type_text()
+    world.night()
+    world.clock.time += 1300
+    asked = len(world.aggregator.check_ins)
+    for _ in range(20):
+        world.clock.time += 30
+        world.night()
+    assert len(world.aggregator.check_ins) == asked + 1
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, 40 * 86_400.0])
+def test_a_clock_that_runs_ahead_of_the_aggregators_asks_at_most_once_a_minute(world, ahead_s):
+    world.type_text()
+    world.aggregator.turn_away = "enough"
+    behind = FakeClock(world.clock.time - ahead_s)
+    world.aggregator.clock = behind.twin()
+    for _ in range(30):
+        for clock in (world.clock, behind):
+            clock.time += 10
+        world.night()
+    assert 2 <= len(world.aggregator.check_ins) <= 6
+
+
+def test_a_version_that_the_device_refuses_is_not_fetched_again_and_again(world):
+    world.type_text()
+    world.aggregator.move_on()
+    path = f"/v1/models/{world.aggregator.manifest.sha256}"
+    world.downloads.files[path] = bytes(len(world.downloads.files[path]))
+    for _ in range(30):
+        world.clock.time += 60
+        world.night()
+    fetched = [each for each, _ in world.downloads.requests if each == path]
+    assert len(fetched) == 1 and len(world.aggregator.check_ins) <= 3
+    world.downloads.files[path] = world.aggregator.model
+    world.clock.time += 3600
+    world.night()
+    assert [update.header.base_version for update in world.aggregator.updates.values()] == [2]

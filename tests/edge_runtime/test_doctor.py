@@ -1,9 +1,14 @@
 """What the doctor says about sensors, clock and night; the rest of it is tested with the command."""
 
+import socket
+
+import pytest
+
 from edge_runtime import doctor
 from edge_runtime.adapters.sensors.files import write_fixture
 from edge_runtime.config import Settings
 from edge_runtime.policy_settings import PolicySettings
+from edge_runtime.ports import Unreachable
 
 
 def findings(tmp_path, policy=None, **changes):
@@ -56,3 +61,33 @@ def test_a_clock_that_was_ahead_once_is_told_with_the_file_to_delete_and_a_docto
     assert not found["clock"].ok and "clock_floor" in found["clock"].message
     assert (tmp_path / "home/clock_floor").read_text() == "4000000000\n"
     assert "as soon as the clock can be believed" in found["night"].message
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_one_of_the_brokers_addresses_that_answers_is_enough_and_each_is_told(port):
+    closed = free_port()
+    told = doctor._reach_broker(f"mqtts://127.0.0.1:{closed} ws://127.0.0.1:{port}/mqtt")
+    assert f"mqtts://127.0.0.1:{closed} does not answer" in told and f"ws://127.0.0.1:{port}/mqtt answers" in told
+    with pytest.raises(doctor._Amiss, match="does not answer"):
+        doctor._reach_broker(f"mqtt://127.0.0.1:{closed}")
+    with pytest.raises(Unreachable, match="a broker's address is"):
+        doctor._reach_broker("mqtt://127.0.0.1:1  ws://127.0.0.1")
+
+
+def test_a_server_that_answers_is_told_and_what_is_no_address_is_no_traceback(port):
+    assert doctor._reach_server(f"http://127.0.0.1:{port}/models").endswith("answers")
+    with pytest.raises(doctor._Amiss, match="does not answer"):
+        doctor._reach_server(f"https://{70 * 'a'}.example/")
+    for wrong in ("http://127.0.0.1:99999", "http://[::1"):
+        with pytest.raises(doctor._Amiss, match="is no address"):
+            doctor._reach_server(wrong)

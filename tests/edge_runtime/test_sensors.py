@@ -1,4 +1,5 @@
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,3 +224,14 @@ def test_files_are_read_again_only_after_a_tenth_of_a_second(tmp_path):
     now[0] -= 50.0
     fixture(tmp_path)
     assert sensors.read(NOW).charging.value is True, "a clock that went back is no reason to believe an old look"
+
+
+def test_a_pipe_under_a_hooks_name_is_no_answer_and_holds_up_nobody(tmp_path):
+    folder = tmp_path / "run/edge-runtime"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "idle_seconds")
+    asked = threading.Thread(target=lambda: seen.append(FileSensors(tmp_path).read(NOW).idle_s.value), daemon=True)
+    seen = []
+    asked.start()
+    asked.join(20.0)
+    assert seen == [None]

@@ -23,7 +23,8 @@ METERED = (network_manager.SERVICE, "Metered")
 class PlayedBus:
     """Answers property questions from `properties` {(interface, name): (signature, value)}.
 
-    `manner`: "well", "mute after hello", "mute" (no greeting), "hangs up", "endless" or "nonsense".
+    `manner`: "well", "mute after hello", "mute" (no greeting), "hangs up", "endless", "nonsense" or "lies" (of a
+    length inside its reply).
     """
 
     def __init__(self, root: Path) -> None:
@@ -74,7 +75,10 @@ class PlayedBus:
         while data:
             for message in parser.feed(data):
                 serial += 1
-                connection.sendall(self._answer(message).serialise(serial))
+                reply = bytearray(self._answer(message).serialise(serial))
+                if self.manner == "lies" and self.questions:
+                    reply[-20] = 200
+                connection.sendall(reply)
                 if self.manner == "endless":
                     while True:
                         connection.sendall(bytes(65536))
@@ -91,6 +95,8 @@ class PlayedBus:
         if self.manner == "nonsense":
             return new_method_return(message, "s", ("what?",))
         value = self.properties.get(tuple(message.body))
+        if self.manner == "lies":
+            value = ("aau", [[1], [2, 3]])
         if value is None:
             return new_error(message, "org.freedesktop.DBus.Error.UnknownProperty", "s", ("no such property",))
         return new_method_return(message, "v", (value,))
@@ -129,7 +135,7 @@ def test_a_property_of_another_type_or_none_at_all_is_unknown(tmp_path, bus):
     assert bus.questions == 4 and bus.connections == 1, "an answer that says no is no reason to hang up"
 
 
-@pytest.mark.parametrize("manner", ["mute", "mute after hello", "hangs up", "endless", "nonsense"])
+@pytest.mark.parametrize("manner", ["mute", "mute after hello", "hangs up", "endless", "nonsense", "lies"])
 def test_a_bus_that_does_not_answer_as_it_should_is_unknown_and_not_asked_again_for_a_minute(tmp_path, bus, manner):
     elapsed = [50.0]
     asked = SystemBus(tmp_path, lambda: elapsed[0])

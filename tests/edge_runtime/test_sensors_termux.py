@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import threading
 import time
 
 import pytest
@@ -151,3 +153,21 @@ def test_whatever_a_command_says_is_a_value_in_its_range_or_unknown(said):
 @given(st.text())
 def test_output_is_an_object_or_no_answer(text):
     assert termux.to_answer(text) is None or isinstance(json.loads(text), dict)
+
+
+def test_a_number_that_is_larger_than_any_is_unknown():
+    said = termux.to_answer('{"percentage": 1' + 400 * "0" + ', "temperature": 1e999}')
+    assert said is not None and termux.battery_percent(said) is None and termux.battery_celsius(said) is None
+
+
+def test_a_command_that_leaves_a_child_with_its_pipe_is_not_waited_for(tmp_path):
+    words = [script(tmp_path / "bin", "forks", "sleep 300 &\necho $! > \"$0.pid\"\necho '{\"n\": 1}'")]
+    command, seen = BackgroundCommand(words, termux.to_answer), []
+    asking = threading.Thread(
+        target=lambda: seen.append(until(command.ask, lambda value: value is not None)), daemon=True
+    )
+    asking.start()
+    asking.join(20.0)
+    os.kill(int((tmp_path / "bin/forks.pid").read_text()), signal.SIGKILL)
+    assert [answer for answer, _ in seen] == [{"n": 1}]
+    command.close()

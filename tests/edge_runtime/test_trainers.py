@@ -9,6 +9,8 @@ import pytest
 from edge_runtime import session
 from edge_runtime.adapters.checkpoints import CHECKPOINT_FILES
 from edge_runtime.adapters.child_trainer import ChildTrainer, TrainerTerms
+from edge_runtime.adapters.in_process_trainer import InProcessTrainer
+from edge_runtime.adapters.interpreter import InterpreterRuntime
 from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.jobs import (
@@ -102,7 +104,10 @@ def variant(request, tmp_path):
     opened = []
 
     def make(world):
-        trainer = world.trainer() if request.param == "in this process" else world.child()
+        # A runtime of its own: one that is shared remembers which versions other tests have had checked.
+        runtime = InterpreterRuntime("auto")
+        here = InProcessTrainer(world.home, runtime, world.entropy, world.clock, world.settings.held_out_share)
+        trainer = here if request.param == "in this process" else world.child()
         opened.append(trainer)
         return trainer
 

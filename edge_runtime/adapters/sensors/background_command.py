@@ -4,9 +4,11 @@ The rules:
 - a question starts the command if none runs and the last start is `every_s` ago, and returns the newest answer with its
   age, counted from the start of the command that gave it;
 - a command that takes more than `DEADLINE_S`, fails, or says what is no answer gives none, and the older one grows old;
-- there is no thread: whatever happens, happens in a question.
+- there is no thread: whatever happens, happens in a question. So what is in the pipe is read and no more waited for: a
+  child that the command left behind may hold the other end for hours.
 """
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +62,9 @@ class BackgroundCommand:
         except OSError:
             # Not there any more, or no memory to start it: the answer that is there grows old and then unknown.
             self._process = None
+            return
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
 
     def _collect(self) -> None:
         process = self._process
@@ -72,7 +77,7 @@ class BackgroundCommand:
         self._process = None
         assert process.stdout is not None
         with process.stdout:
-            output = process.stdout.read(MAX_OUTPUT_BYTES)
+            output = process.stdout.read(MAX_OUTPUT_BYTES) or b""
         answer = self._to_answer(output.decode("utf-8", errors="replace")) if process.returncode == 0 else None
         if answer is not None:
             self._answer, self._answered_at = answer, self._started_at

@@ -1,18 +1,26 @@
-"""What a small file of the kernel or of a hook says, or nothing: a sensor that is not there is no error."""
+"""What a small file of the kernel or of a hook says, or nothing: a sensor that is not there is no error.
+
+Nothing is waited for: a pipe under a hook's name, which nobody writes, would else hold up the agent for ever.
+"""
 
 import math
+import os
 from pathlib import Path
 
-MAX_CHARACTERS = 256
+MAX_BYTES = 256
 
 
 def read_text(path: Path) -> str | None:
-    """Return the stripped text, cut at 256 characters; None if it is empty, missing or unreadable."""
+    """Return the stripped text, cut at 256 bytes; None if it is empty, missing or unreadable."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(MAX_CHARACTERS).strip() or None
-    except OSError:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            data = os.read(file, MAX_BYTES)
+        finally:
+            os.close(file)
+    except (OSError, ValueError):
         return None
+    return data.decode("utf-8", errors="replace").strip() or None
 
 
 def to_number(text: str | None) -> float | None:

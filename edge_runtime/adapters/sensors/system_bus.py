@@ -50,7 +50,7 @@ class SystemBus:
             if not isinstance(variant, tuple):
                 raise TypeError(f"a property is a variant, got {type(variant).__name__}")
             value: object = variant[1]
-        except (OSError, ValueError, LookupError, TypeError):
+        except Exception:  # noqa: BLE001 - jeepney reads what a bus sends, and says nowhere what it may raise
             self.close()
             self._not_before = self._elapsed() + RETRY_S
             return None

@@ -55,6 +55,11 @@ def metered(wifi: Mapping[str, object]) -> bool | None:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        # JSON's integers have no end.
+        return None
+    return number if math.isfinite(number) else None
