@@ -1,9 +1,10 @@
 """Claim: a person does not notice the agent: little memory, no CPU when the cable is pulled, next to no bytes at rest.
 
 - peak: `edge-runtime run` trains the reference model (1,422,250 parameters) in its child process, from the person's
-  text to the queued update; beside it Keras does as many steps of the same network and batch size in a process of its
-  own. Memory is the sum of the resident sets of agent and child (pages that both share count twice: against us),
-  sampled every 50 ms; `peak_ratio` is the larger of the exact and the sampled one;
+  text to the queued update, with a stop, its checkpoint and the resumption in between; beside it Keras does as many
+  steps of the same network and batch size in a process of its own. Memory is the sum of the resident sets of agent and
+  child (pages that both share count twice: against us), sampled every 50 ms; `peak_ratio` is the larger of the exact
+  and the sampled one;
 - idle: the same command on an enrolled home at rest, 10 s after its start, no broker in reach; beside it Flower's
   SuperNode and NVFlare's client, each with the processes it starts, where their environments are there;
 - cold start: CPU seconds of that command until it says what it waits for;
@@ -33,10 +34,11 @@ from typing import Any, Final
 
 from benchmarks import idle_bytes, idle_peers
 from benchmarks.night_home import NightHome, bundle
-from benchmarks.process_watch import Memory, Peak, cpu_of, memory_of
+from benchmarks.process_watch import Memory, Peak, cpu_of, memory_of, tree_of
 from edge_runtime.adapters.child_trainer import ChildTrainer
 from edge_runtime.agent import Agent
-from edge_runtime.device_commands import WATCH_S, read_settings
+from edge_runtime.config import read_settings
+from edge_runtime.running import WATCH_S
 from edge_runtime.session import Phase
 from edge_runtime.wiring import real_ports
 from wire_contract.messages import Plan
@@ -108,6 +110,7 @@ def night_peak(folder: Path, signature: str) -> Peak:
     drain(process)
     peak = Peak(process.pid)
     until = time.monotonic() + PATIENCE_S
+    stop_once(home, process.pid, until)
     while home.session().phase is Phase.TRAINING:
         if process.poll() is not None or time.monotonic() > until:
             end(process)
@@ -115,6 +118,16 @@ def night_peak(folder: Path, signature: str) -> Peak:
         time.sleep(0.2)
     end(process)
     return peak.close()
+
+
+def stop_once(home: NightHome, agent: int, until: float) -> None:
+    """Pull the cable in the middle, so that a checkpoint is written and read; return when the child is gone."""
+    while sum(map(cpu_of, tree_of(agent)[1:])) < 0.9 and time.monotonic() < until:
+        time.sleep(0.05)
+    home.unplug()
+    while len(tree_of(agent)) > 1 and time.monotonic() < until:
+        time.sleep(0.05)
+    home.plug_in()
 
 
 def keras_peak() -> Peak:

@@ -17,7 +17,7 @@ from benchmarks.fault_proxy import FaultProxy
 from benchmarks.night_home import POPULATION, NightHome
 from cloud_aggregator.config import PaceSettings
 from edge_runtime.agent import Agent
-from edge_runtime.device_commands import read_settings
+from edge_runtime.config import read_settings
 from edge_runtime.session import Phase
 from edge_runtime.wiring import real_ports
 from wire_contract import envelope

@@ -25,21 +25,16 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime import (
-    eligibility,
-    job_outcome,
-    night_window,
-    personal_task,
-    session,
-    session_row,
-)
+from edge_runtime import job_outcome, personal_task, session, session_row
 from edge_runtime.adapters import checkpoints, files, vector_files
 from edge_runtime.adapters.example_store import SqliteExampleStore
 from edge_runtime.adapters.ledger_rows import LedgerRows
 from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.check_ins import CheckIns
+from edge_runtime.conditions import NO_TEXT, Conditions
 from edge_runtime.config import Settings
-from edge_runtime.eligibility import Decision, Moment, Standing, Usage
+from edge_runtime.eligibility import JUST_STARTED, Decision, Standing, Usage
 from edge_runtime.forgetting import forget_what_was_made
 from edge_runtime.home_examples import HomeExamples
 from edge_runtime.home_room import HomeRoom
@@ -49,7 +44,7 @@ from edge_runtime.jobs import Evaluate, LongJob, Personalize, Train
 from edge_runtime.link import Link, LinkMemory, encode_memory, read_memory
 from edge_runtime.model_slots import Held, ModelSlots
 from edge_runtime.night_budget import NightBudget
-from edge_runtime.offer_terms import CAPABILITIES, declined
+from edge_runtime.offer_terms import declined
 from edge_runtime.ports import (
     Clock,
     Downloads,
@@ -67,22 +62,19 @@ from edge_runtime.ports import (
 from edge_runtime.session import Phase
 from edge_runtime.session_journal import SessionJournal
 from edge_runtime.session_row import SessionRow
-from edge_runtime.time_question import TimeQuestion
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.upload import Upload
-from edge_runtime.version_keeper import VersionKeeper, name_of
+from edge_runtime.version_keeper import VersionKeeper, name_of, read_seen_at
 from edge_runtime.workbench import Workbench
 from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest
 from wire_contract.messages import (
-    CheckIn,
     EvaluationOffer,
     StatusQuery,
     TaskOffer,
     encode_message,
 )
 
-ROW_TOKENS = 20
 LINK, NEWS = "link", "news"
 PERSONAL_AGAIN_S = 1800.0
 # A killed agent forgets at most so many seconds of training that the night has used.
@@ -107,23 +99,24 @@ class Agent:
     Raises `identity.NotEnrolled`, `SettingsInvalid`, `StorageFailed`.
     """
 
-    def __init__(self, home: Path, settings: Settings, ports: Ports) -> None:
+    def __init__(self, home: Path, settings: Settings, ports: Ports, standing: Standing = JUST_STARTED) -> None:
         self.home = home
         self.identity = load(home)
         self.enrolled = load_enrolled(home)
         self._ports = ports
         self._settings = settings
-        self._policy = settings.policy.as_policy()
+        policy = settings.policy.as_policy()
         self._store = StateStore(home / "state.db")
         self._outbox = Outbox(self._store)
-        self._budget = NightBudget(self._store, self._policy, ports.clock.elapsed)
+        self._budget = NightBudget(self._store, policy, ports.clock.elapsed)
+        self._conditions = Conditions(ports.clock, ports.sensors, policy, self._budget, settings.spread_s, standing)
         self._row = SessionRow(self._store)
         self._ledger = LedgerRows(self._store, settings.ledger.as_terms())
         self._journal = SessionJournal(self._store, self._row, self._ledger)
         self._bench = Workbench(home, ports.trainer, self._store, self._row, self._ledger, self._budget, ports.clock)
         self._keeper = VersionKeeper(
             home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild,
-            seen_at=float(self._store.get(NEWS) or 0.0), remember=self._remember_news,
+            seen_at=read_seen_at(self._store.get(NEWS)), remember=self._remember_news,
         )  # fmt: skip
         self._link = Link(
             ports.transport, self.identity, self.enrolled.population, ports.trainer.runtime, ports.clock, ports.entropy,
@@ -131,14 +124,18 @@ class Agent:
         )  # fmt: skip
         self._upload = Upload(self._store, self._row, self.identity, self._link, settings.chunk_bytes)
         self.room = HomeRoom(home, self._keeper.slots, settings.ballast_bytes)
-        self._inbox = Inbox(self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove, self._just_asked)
+        self._person = HomeExamples(home, self.identity, ports.entropy, settings.held_out_share)
+        self._check_ins = CheckIns(
+            self.identity, self.enrolled.population, self._link, ports.clock, ports.entropy,
+            count_words=self.count_words, held_version=lambda: self.slots.slot("training").version,
+        )  # fmt: skip
+        self._inbox = Inbox(
+            self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove, self._check_ins.just_asked
+        )
         self._state = self._row.load()
         self._saved = self._state
         self._doubtful = True
-        self._person = HomeExamples(home, self.identity, ports.entropy, settings.held_out_share)
         self._chance: tuple[str, float] | None = None
-        self._standing = Standing()
-        self._time = TimeQuestion()
         self._personal_again = 0.0
         self._notes = Notes()
 
@@ -219,7 +216,9 @@ class Agent:
         if self._notes.versions:
             self._person.forget_vocabulary()
         self._notes.bytes_down += self._keeper.take_bytes_down()
-        return self._notes.close(self._state.phase.value, decision.reason, connected=self._link.connected)
+        return self._notes.close(
+            self._state.phase.value, decision.reason, may_train=decision.may_train, connected=self._link.connected
+        )
 
     def _recall(self) -> None:
         """Read the state anew if memory may differ from the disk: at first, after a failed write, after a `forget`."""
@@ -245,13 +244,6 @@ class Agent:
 
     def _remember_news(self, seen_at: float) -> None:
         self._store.put(NEWS, repr(seen_at).encode(), times_forgotten=self._row.times_forgotten)
-
-    def _opened_at(self) -> float | None:
-        policy = self._policy
-        if not self._settings.spread_s:
-            return None
-        now = self._ports.clock.now()
-        return night_window.opened_at(policy.time_zone, policy.night_start, policy.night_end, now)
 
     def _save_usage(self) -> None:
         try:
@@ -283,7 +275,7 @@ class Agent:
     @property
     def lease_until(self) -> float | None:
         """When the lease of the work in hand ends, in Unix seconds."""
-        return self._lease_until()
+        return self._state.lease_until
 
     def count_words(self) -> int:
         """Return how many words of the person's text are stored."""
@@ -340,32 +332,25 @@ class Agent:
         self._person.close()
 
     def _decide(self) -> Decision:
-        clock = self._ports.clock
-        now = clock.now()
-        self._standing, decision = eligibility.decide(
-            self._standing, self._ports.sensors.read(now), self._policy, self.usage(now),
-            Moment(now, clock.elapsed(), clock.trusted()), training=self._bench.job is not None,
-            lease_until=self._lease_until(),
-        )  # fmt: skip
-        due = self._state.phase is Phase.RESTING and session.due(self._state, now)
+        decision = self._conditions.decide(training=self.works, lease_until=self.lease_until)
+        due = self._state.phase is Phase.RESTING and session.due(self._state, self._ports.clock.now())
         if decision.may_train and due and not self._person.store.count_words():
-            reason = "there is no text to learn from yet: typing would change that"
-            return replace(decision, may_train=False, reason=reason)
+            return replace(decision, may_train=False, reason=NO_TEXT)
         return decision
 
     def _keep_link(self, decision: Decision) -> None:
         wanted = decision.may_send and self._has_business(decision)
         if self._link.connected or not self.works:
-            self._link.keep(wanted, self._keeper.versions, self._opened_at())
+            self._link.keep(wanted, self._keeper.versions, self._conditions.opened_at())
 
     def _hear(self, decision: Decision, wait_s: float) -> None:
         """Deal with what came, and ask for what only the broker can bring."""
         awaiting = self._state.phase in (Phase.CHECKING_IN, Phase.SENDING) or self._keeper.chunks.awaited
-        awaiting = awaiting or self._lacks_time(decision)
+        awaiting = awaiting or self._check_ins.lack_time(decision)
         for received in self._link.receive(wait_s if awaiting else 0.0):
             self._take(received)
         self._go_on_with_pieces(decision)
-        self._ask_the_time(decision)
+        self._check_ins.ask_the_time(decision)
 
     def _has_business(self, decision: Decision) -> bool:
         if self._state.phase is Phase.RESTING:
@@ -373,15 +358,7 @@ class Agent:
         else:
             # An interrupted training needs no link until it is done.
             due = self._state.phase is not Phase.TRAINING or decision.may_train
-        return due or self._keeper.wants_news or self._lacks_time(decision)
-
-    def _lacks_time(self, decision: Decision) -> bool:
-        elapsed = self._ports.clock.elapsed()
-        return decision.code == "clock" and (self._time.due(elapsed) or self._time.waits(elapsed))
-
-    def _ask_the_time(self, decision: Decision) -> None:
-        if decision.code == "clock" and self._link.connected and self._time.due(self._ports.clock.elapsed()):
-            self._check_in(self._ports.entropy(16).hex(), capabilities=())
+        return due or self._keeper.wants_news or self._check_ins.lack_time(decision)
 
     def _draw(self) -> float:
         return int.from_bytes(self._ports.entropy(8), "big") / 2.0**64
@@ -389,17 +366,16 @@ class Agent:
     def _look(self, decision: Decision) -> None:
         # Chance is drawn anew only after it was used, so that a seeded device does not depend on how often it looked.
         before = self._state
-        if self._bench.job is not None and self._working_phase():
+        if self.works and self.lease_until is not None:
             if self._lease_is_over():
                 self._bench.stop()
             return
         if self._chance is None:
             self._chance = (self._ports.entropy(16).hex(), self._draw())
         now, trusted = self._ports.clock.now(), self._ports.clock.trusted()
-        # While the trainer makes a personal copy, no other work is asked for, begun or sent.
-        may_train = decision.may_train and not self.works
+        # While the trainer makes a personal copy, nothing else is asked for or sent.
         may_send = decision.may_send and self._link.connected and not self.works
-        self._apply(session.Looked(now, may_train, may_send, *self._chance, trusted=trusted))
+        self._apply(session.Looked(now, decision.may_train, may_send, *self._chance, trusted=trusted))
         if self._state is not before:
             self._chance = None
 
@@ -432,7 +408,7 @@ class Agent:
     def _perform(self, effect: session.Effect) -> session.Event | None:
         match effect:
             case session.AskForWork(nonce):
-                self._check_in(nonce)
+                self._check_ins.ask(nonce)
             case session.FetchBase(offer):
                 return self._declined(offer) or self._keeper.fetch_base(offer, self._draw())
             case session.Train(offer):
@@ -458,23 +434,6 @@ class Agent:
                 self._link.request(encode_message(query))
         return None
 
-    def _just_asked(self, nonce: str) -> bool:
-        return self._time.is_fresh(nonce, self._ports.clock.elapsed())
-
-    def _check_in(self, nonce: str, capabilities: tuple[str, ...] = CAPABILITIES) -> None:
-        self._time.asked(nonce, self._ports.clock.elapsed())
-        request = CheckIn(
-            device=self.identity.device,
-            population=self.enrolled.population,
-            nonce=nonce,
-            sent_at=int(self._ports.clock.now()),
-            held_version=self.slots.slot("training").version,
-            capabilities=capabilities,
-            examples=-(-self._person.store.count_words() // ROW_TOKENS),
-        )
-        self._link.request(encode_message(request))
-        self._notes.checked_in = True
-
     def _declined(self, offer: TaskOffer | EvaluationOffer) -> session.Declined | None:
         return declined(offer, self._ledger, self._notes, now=self._ports.clock.now(), draw=self._draw)
 
@@ -488,16 +447,11 @@ class Agent:
         except ContractError as e:
             self._notes.refused.append(type(e).__name__.lower())
             event = None
-        incomplete = isinstance(event, session.Answered) and event.receipt.verdict == "incomplete"
-        if incomplete:
-            # Sending what it asks for may break the link, and then it would come again, and ask for the same. If the
-            # process dies before the state is written, the next status query brings another answer.
-            self._link.ack(received)
         if event is not None:
             self._apply(event)
         self._save()
-        if not incomplete:
-            self._link.ack(received)
+        # If dealing with it broke the link, it comes again, and changes nothing: the state says that it was told.
+        self._link.ack(received)
 
     def _go_on_with_pieces(self, decision: Decision) -> None:
         """Install a version whose pieces have all come over the broker, or ask for the next ones."""
@@ -516,7 +470,7 @@ class Agent:
     def _personalize(self, decision: Decision) -> None:
         """Make the person's own copy, if one is wanted and nothing else is to be done."""
         at_rest = self._state.phase in (Phase.RESTING, Phase.SENDING)
-        if not (self._settings.personal and decision.may_train and at_rest and self._bench.job is None):
+        if not (self._settings.personal and decision.may_train and at_rest and not self.works):
             return
         if self._ports.clock.elapsed() < self._personal_again:
             return
@@ -553,15 +507,8 @@ class Agent:
         now, device = self._ports.clock.now(), self.identity.device
         return job_outcome.event_of(*finished, self._notes, device=device, now=now, draw=self._draw)
 
-    def _working_phase(self) -> bool:
-        return self._state.phase in (Phase.TRAINING, Phase.EVALUATING)
-
-    def _lease_until(self) -> float | None:
-        lease = self._state.offer or self._state.evaluation
-        return None if lease is None or not self._working_phase() else float(lease.deadline)
-
     def _lease_is_over(self) -> bool:
-        until = self._lease_until()
+        until = self.lease_until
         clock = self._ports.clock
         return until is not None and clock.trusted() and clock.now() >= until
 

@@ -97,9 +97,9 @@ def _enrol(arguments: argparse.Namespace) -> Result:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    from edge_runtime import device_commands
+    from edge_runtime import running
 
-    return device_commands.run(arguments.home, once=arguments.once, wait_s=arguments.wait, record=arguments.record)
+    return running.run(arguments.home, once=arguments.once, wait_s=arguments.wait, record=arguments.record)
 
 
 def _status(arguments: argparse.Namespace) -> Result:

@@ -1,54 +1,48 @@
 """`edge-runtime enrol | run | status | forget | add`: what a person does with the device's home."""
 
-import fcntl
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TextIO
 
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result
 from edge_runtime import identity
-from edge_runtime.adapters import enrolment
-from edge_runtime.adapters.files import sweep_litter, write_atomically
+from edge_runtime.adapters.files import write_atomically
 from edge_runtime.adapters.sensors.recorder import RecordingSensors
 from edge_runtime.agent import Agent
 from edge_runtime.config import SETTINGS_FILE, read_settings
+from edge_runtime.eligibility import JUST_STARTED, Standing
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError, Unreachable
 from edge_runtime.trust import ManifestRefused
-from edge_runtime.turn_report import TurnReport, merge
+from edge_runtime.turn_report import TurnReport
 from edge_runtime.wiring import real_ports
 from wire_contract.errors import ContractError
 
-RESTING_S = 30.0
-BUSY_S = 1.0
-# How soon a condition that fell is noticed while the trainer works: a stop takes a quarter of a second at most.
-WATCH_S = 0.05
-KEEP_ROOM_S = 3600.0
 MAX_TOKEN_CHARACTERS = 200
 
 
-def open_agent(home: Path, record: Path | None = None, *, only_looks: bool = False) -> Agent:
-    """Return the agent of an enrolled home; `record` is the trace that its looks go into. Raises `CommandError`."""
+def open_agent(
+    home: Path, record: Path | None = None, *, only_looks: bool = False, standing: Standing = JUST_STARTED
+) -> Agent:
+    """Return the agent of an enrolled home; `record` is the trace that its looks go into.
+
+    `standing` is what looks before it have seen. Raises `CommandError`.
+    """
     settings = read_settings(home)
     try:
         ports = real_ports(home, settings, only_looks=only_looks)
         if record is None:
-            return Agent(home, settings, ports)
+            return Agent(home, settings, ports, standing)
         recorder = RecordingSensors(
             ports.sensors, ports.clock, record,
             usage=lambda now: agent.usage(now), training=lambda: agent.works, lease_until=lambda: agent.lease_until,
         )  # fmt: skip
-        agent = Agent(home, settings, replace(ports, sensors=recorder))
+        agent = Agent(home, settings, replace(ports, sensors=recorder), standing)
         return agent
     except NotEnrolled as e:
         raise _not_enrolled(str(e)) from e
@@ -75,6 +69,8 @@ def _not_enrolled(message: str) -> CommandError:
 
 def enrol(home: Path, server: str, token_file: str, population: str | None, label: str) -> Result:
     """Make the device's key, trade the token for an identity, fetch the first model."""
+    from edge_runtime.adapters import enrolment
+
     settings = read_settings(home)
     token = _read_token(token_file)
     wanted = population or settings.population
@@ -125,92 +121,7 @@ def _read_token(token_file: str) -> str:
         raise CommandError(f"{token_file}: cannot be read: {e}", code="NO_TOKEN") from e
 
 
-def run(home: Path, *, once: bool, wait_s: float, record: Path | None = None) -> Result:
-    """Turn until told to stop (SIGTERM, Ctrl-C), or once. With `record`, what the sensors say goes into a trace."""
-    lock = _lock(home)
-    sweep_litter(home)
-    agent = open_agent(home, record)
-    _keep_room(agent)
-    if once:
-        try:
-            return Result(_as_data(_once(agent, wait_s)))
-        finally:
-            agent.close()
-            lock.close()
-    stop = threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    turns, said, kept_at = 0, "", time.monotonic()
-    try:
-        while not stop.is_set():
-            report = agent.turn(wait_s)
-            turns += 1
-            line = f"{report.phase}: {report.reason}"
-            if line != said:
-                sys.stderr.write(line + "\n")
-                said = line
-            if not agent.works and time.monotonic() - kept_at >= KEEP_ROOM_S:
-                # A full disk took it, or there was no room at the start.
-                _keep_room(agent)
-                kept_at = time.monotonic()
-            _pause(agent, stop, BUSY_S if report.connected or agent.works else RESTING_S)
-    finally:
-        agent.close()
-        lock.close()
-    return Result({"turns": turns, "phase": agent.state.phase.value})
-
-
-def _once(agent: Agent, wait_s: float) -> TurnReport:
-    """Take a turn; if the trainer works then, see it to its end, and take another one."""
-    reports = [agent.turn(wait_s)]
-    while agent.works:
-        time.sleep(WATCH_S)
-        agent.watch()
-        if agent.work_is_over():
-            reports.append(agent.turn(wait_s))
-    return merge(reports)
-
-
-def _keep_room(agent: Agent) -> None:
-    try:
-        agent.room.keep()
-    except PortError as e:
-        # A home without a ballast works; a disk that is broken says so at the first write.
-        sys.stderr.write(f"no room is kept for a full disk: {e}\n")
-
-
-def _pause(agent: Agent, stop: threading.Event, pause_s: float) -> None:
-    """Wait for the next turn; while the trainer works, look at the conditions several times a second."""
-    end = time.monotonic() + pause_s
-    while not stop.is_set() and (left := end - time.monotonic()) > 0:
-        if not agent.works:
-            stop.wait(left)
-            return
-        stop.wait(min(left, WATCH_S))
-        agent.watch()
-        if agent.work_is_over():
-            return
-
-
-def _lock(home: Path) -> TextIO:
-    """Hold the home for one running agent: two would push each other off the broker by turns."""
-    if not home.is_dir():
-        raise _not_enrolled(f"{home} holds no device key: enrol it first")
-    file = (home / "run.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        file.close()
-        raise CommandError(
-            f"an agent runs in {home} already", exit_code=ExitCode.REFUSED, code="ALREADY_RUNNING"
-        ) from e
-    return file
-
-
-def _as_data(report: TurnReport) -> dict[str, object]:
+def as_data(report: TurnReport) -> dict[str, object]:
     data = {name: getattr(report, name) for name in TurnReport.__slots__}
     data["versions"] = dict(report.versions)
     return data

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from cli_contract.errors import CommandError
@@ -18,12 +18,14 @@ from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
 from edge_runtime.adapters.lazy_runtime import runtime_name
 from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.broker_address import parse_addresses
-from edge_runtime.config import Settings, read_settings
+from edge_runtime.config import SETTINGS_FILE, Settings, read_settings
 from edge_runtime.device_commands import open_agent
 from edge_runtime.eligibility import Moment, Policy, Reading, Readings, Standing, Stop, Usage
+from edge_runtime.explain_commands import hint_of_settings
 from edge_runtime.explanation import explain
+from edge_runtime.history import STATE_FILE
 from edge_runtime.identity import NotEnrolled
-from edge_runtime.model_slots import VersionRefused
+from edge_runtime.model_slots import Track, VersionRefused
 from edge_runtime.ports import PortError
 
 FREE_BYTES = 32 * 1024 * 1024
@@ -34,18 +36,25 @@ UNITS = {"battery": " %", "heat": " C", "battery heat": " C", "last use": " s ag
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: its name, whether it holds, and what was seen or what to do."""
+    """One check: its name, whether it holds, and what was seen or what to do.
+
+    `setting` is the line of [policy] by which the owner's word would mend it, "" where none can.
+    """
 
     name: str
     ok: bool
     message: str
+    setting: str = ""
 
 
 def examine(home: Path) -> Result:
     """Return all findings; the exit code is 1 if one is not ok."""
+    file = home / SETTINGS_FILE
     try:
         settings = read_settings(home)
-        findings = [Finding("settings", True, "read")]
+        findings = [
+            Finding("settings", True, f"{file} {'was read' if file.exists() else 'is not there: all defaults'}")
+        ]
     except CommandError as e:
         settings, findings = Settings(), [Finding("settings", False, e.message)]
     findings += [
@@ -54,7 +63,9 @@ def examine(home: Path) -> Result:
         _finding("no TensorFlow", _no_tensorflow),
         *_conditions(home, settings),
         _finding("identity", lambda: _identity(home)),
+        _finding("state", lambda: _state(home)),
         _finding("model", lambda: _model(home)),
+        _finding("examples", lambda: _examples(home)),
         _finding("broker", lambda: _reach_broker(identity.load_enrolled(home).broker_url)),
         _finding("model server", lambda: _reach_server(identity.load_enrolled(home).model_url)),
     ]
@@ -62,7 +73,15 @@ def examine(home: Path) -> Result:
     items = [{"name": f.name, "ok": f.ok, "finding": f.message} for f in findings]
     failed = sum(not f.ok for f in findings)
     code = ExitCode.FAILED if failed else ExitCode.OK
-    return Result({"items": items, "failed": failed}, text=table(rows, ("", "check", "finding")), exit_code=code)
+    # Beside a file with mistakes the defaults were looked at: what it says already is not known.
+    mended_by = tuple(dict.fromkeys(f.setting for f in findings if f.setting)) if findings[0].ok else ()
+    hint = hint_of_settings(mended_by, home)
+    return Result(
+        {"items": items, "failed": failed, "settings": list(mended_by)},
+        text=table(rows, ("", "check", "finding")) + (f"\n\n{hint}" if hint else ""),
+        next_command="" if findings[0].ok else f"edge-runtime config check --home {home}",
+        exit_code=code,
+    )
 
 
 class _Amiss(Exception):  # noqa: N818
@@ -72,10 +91,17 @@ class _Amiss(Exception):  # noqa: N818
 def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
-    except (_Amiss, PortError, NotEnrolled, VersionRefused) as e:
+    except NotEnrolled as e:
+        return Finding(name, False, f"{e}: edge-runtime enrol SERVER --token-file FILE")
+    except (_Amiss, PortError, VersionRefused) as e:
         return Finding(name, False, str(e))
     except CommandError as e:
         return Finding(name, False, e.message)
+
+
+def _is_roomy(home: Path) -> bool:
+    # Nothing that cannot be read for want of room is broken.
+    return shutil.disk_usage(home).free >= FREE_BYTES
 
 
 def _disk(home: Path) -> str:
@@ -124,10 +150,13 @@ def _conditions(home: Path, settings: Settings) -> list[Finding]:
     )
     findings = [_sensor(name, reading, policy, stops.get(code)) for name, reading, code in sensors]
     unknown = [stop for code, stop in stops.items() if code in UNKNOWN]
+    lacking = "; ".join(stop.what for stop in unknown) or "all that the policy asks for"
+    untold = stops.get("clock")
+    setting = "" if untold is None or clock.contradicted else untold.setting
     return [
         *findings,
-        Finding("sensors", not unknown, "; ".join(stop.reason for stop in unknown) or "all that the policy asks for"),
-        Finding("clock", "clock" not in stops, _clock(clock, moment, floor, stops.get("clock"))),
+        Finding("sensors", not unknown, lacking),
+        Finding("clock", untold is None, _clock(clock, moment, floor, untold), setting),
         Finding("training", True, f"{told.stops} {told.would_change}"),
         Finding("night", True, told.next_window.sentence),
     ]
@@ -143,14 +172,16 @@ def _read(root: Path, now: float) -> Readings:
 
 def _sensor(name: str, reading: Reading[Any], policy: Policy, stop: Stop | None) -> Finding:
     if stop is not None and reading.value is None:
-        return Finding(name, False, f"unknown: {stop.remedy}")
+        return Finding(name, False, f"unknown: {stop.remedy}", stop.setting)
     if reading.value is None:
         return Finding(name, True, "unknown, and not asked for")
     value = ("no", "yes")[reading.value] if isinstance(reading.value, bool) else f"{reading.value:.6g}{UNITS[name]}"
     source = f" from {reading.source}" if reading.source else ""
     told = f"{value}{source}, {reading.age_s:.0f} s old"
     if stop is not None:
-        return Finding(name, False, f"{told}, which is older than {policy.maximum_age_s:.0f} s: {stop.remedy}")
+        return Finding(
+            name, False, f"{told}, which is older than {policy.maximum_age_s:.0f} s: {stop.remedy}", stop.setting
+        )
     return Finding(name, True, told)
 
 
@@ -167,7 +198,7 @@ def _clock(clock: SystemClock, moment: Moment, floor: Path, stop: Stop | None) -
 
 def _usage(home: Path, now: float) -> Usage:
     try:
-        agent = open_agent(home)
+        agent = open_agent(home, only_looks=True)
     except CommandError:
         # Another finding says what is wrong with the home.
         return Usage()
@@ -184,8 +215,28 @@ def _identity(home: Path) -> str:
     return f"device {enrolled.device} of {enrolled.population}"
 
 
+def _state(home: Path) -> str:
+    """Say whether state and slots can be read, and what becomes of a device whose owner moves a broken one away."""
+    file = home / STATE_FILE
+    try:
+        agent = open_agent(home, only_looks=True)
+    except CommandError as e:
+        if str(file) not in e.message or not _is_roomy(home):
+            raise
+        anew = "begins anew: it loses an update that waits, and forgets in what it took part"
+        raise _Amiss(f"{e.message}. Without that file the device {anew}") from e
+    try:
+        for track in get_args(Track):
+            agent.slots.slot(track)
+    except PortError as e:
+        raise _Amiss(f"{e}. Without that file the device fetches the version anew, and would take an older one") from e
+    finally:
+        agent.abandon()
+    return f"{file} and slots can be read"
+
+
 def _model(home: Path) -> str:
-    agent = open_agent(home)
+    agent = open_agent(home, only_looks=True)
     try:
         held = agent.current()
         if held is None:
@@ -196,11 +247,27 @@ def _model(home: Path) -> str:
         agent.abandon()
 
 
+def _examples(home: Path) -> str:
+    agent = open_agent(home, only_looks=True)
+    try:
+        words = agent.count_words()
+    except PortError as e:
+        if not _is_roomy(home):
+            raise
+        raise _Amiss(f"{e}. Without that file the device begins anew, with no text") from e
+    finally:
+        agent.abandon()
+    return (
+        f"{words} words to learn from" if words else "no text to learn from yet: typing, or edge-runtime add, adds some"
+    )
+
+
 def _reach_broker(url: str) -> str:
     """Say which of the broker's addresses answer: one is enough, for the agent tries them in order."""
-    told = [(address, _silence(address.host, address.port)) for address in parse_addresses(url)]
-    message = "; ".join(f"{address} {f'does not answer: {silence}' if silence else 'answers'}" for address, silence in told)
-    if all(silence for _, silence in told):
+    silences = {address: _silence(address.host, address.port) for address in parse_addresses(url)}
+    told = [f"{address} does not answer: {why}" if why else f"{address} answers" for address, why in silences.items()]
+    message = "; ".join(told)
+    if all(silences.values()):
         raise _Amiss(message)
     return message
 

@@ -148,18 +148,23 @@ class Standing:
     stopping: str = ""
 
 
+JUST_STARTED = Standing()
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
     """One thing that stops training or sending: a stable name, what it is, and what would change it.
 
     `immediate`: it concerns the person or the hardware, so a running trainer is to be stopped before anything else is
-    done; what is not (the window, a budget, load) leaves time for a checkpoint.
+    done; what is not (the window, a budget, load) leaves time for a checkpoint. `setting`: the line of the policy by
+    which the owner's word would change it, "" where no word can.
     """
 
     code: str
     what: str
     remedy: str
     immediate: bool = False
+    setting: str = ""
 
     @property
     def reason(self) -> str:
@@ -260,8 +265,9 @@ def _night(policy: Policy, moment: Moment) -> Iterator[Stop]:
         return
     if not moment.trusted:
         what = "its clock cannot be believed yet, so nobody knows whether it is night"
-        remedy = 'network time, an answer from the aggregator, or clock = "rtc", would change that'
-        yield Stop("clock", what, remedy)
+        setting = 'clock = "rtc"'
+        remedy = f"network time, an answer from the aggregator, or {setting}, would change that"
+        yield Stop("clock", what, remedy, setting=setting)
     elif not in_window(policy, moment.now):
         times = f"it trains from {clock_time(policy.night_start)} to {clock_time(policy.night_end)}"
         yield Stop("window", "it is not night here", times)
@@ -269,15 +275,16 @@ def _night(policy: Policy, moment: Moment) -> Iterator[Stop]:
 
 def _power(readings: Readings, policy: Policy, *, training: bool) -> Iterator[Stop]:
     charging, battery = _fresh(readings.charging, policy), _fresh(readings.battery, policy)
+    mains = 'profile = "mains"'
     if charging is None and policy.profile != "mains":
-        remedy = 'a power sensor, or profile = "mains", would change that'
-        yield Stop("charging_unknown", "whether it charges is unknown", remedy, True)
+        remedy = f"a power sensor, or {mains}, would change that"
+        yield Stop("charging_unknown", "whether it charges is unknown", remedy, True, mains)
     if charging is False:
         yield Stop("unplugged", "it is not charging", "it trains when the cable is in", True)
     if battery is None:
         if readings.has_battery and policy.profile != "mains":
-            remedy = 'a battery sensor, or profile = "mains", would change that'
-            yield Stop("battery_unknown", "how full its battery is is unknown", remedy, True)
+            remedy = f"a battery sensor, or {mains}, would change that"
+            yield Stop("battery_unknown", "how full its battery is is unknown", remedy, True, mains)
         return
     floor = policy.stop_battery if training else policy.start_battery
     if battery < floor:
@@ -290,8 +297,9 @@ def _person(readings: Readings, policy: Policy) -> Iterator[Stop]:
     idle_s = _fresh(readings.idle_s, policy)
     if idle_s is None:
         if policy.idle == "required":
-            remedy = 'an idle hook, or idle = "if_known", would change that'
-            yield Stop("idle_unknown", "whether somebody uses it is unknown", remedy, True)
+            setting = 'idle = "if_known"'
+            remedy = f"a desktop that tells, an idle hook, or {setting}, would change that"
+            yield Stop("idle_unknown", "whether somebody uses it is unknown", remedy, True, setting)
     elif idle_s < policy.minimum_idle_s:
         remedy = f"it trains after {policy.minimum_idle_s:.0f} s of rest"
         yield Stop("in_use", f"somebody used it {idle_s:.0f} s ago", remedy, True)
@@ -300,8 +308,9 @@ def _person(readings: Readings, policy: Policy) -> Iterator[Stop]:
 def _heat(readings: Readings, policy: Policy, *, training: bool) -> Iterator[Stop]:
     board, battery = _fresh(readings.celsius, policy), _fresh(readings.battery_celsius, policy)
     if board is None and battery is None and policy.heat == "required":
-        remedy = 'a thermal sensor, or heat = "if_known", would change that'
-        yield Stop("heat_unknown", "its temperature is unknown", remedy, True)
+        setting = 'heat = "if_known"'
+        remedy = f"a thermal sensor, or {setting}, would change that"
+        yield Stop("heat_unknown", "its temperature is unknown", remedy, True, setting)
     limit = policy.stop_celsius if training else policy.start_celsius
     if board is not None and board > limit:
         yield Stop("hot", f"it is {board:.0f} C warm", f"it trains at {limit:.0f} C or cooler", True)
@@ -360,8 +369,9 @@ def _send_stops(
     stops: list[Stop] = []
     metered, since = _fresh(readings.metered, policy), None
     if metered is None and policy.link == "required":
-        remedy = 'a network hook, or link = "if_known", would change that'
-        stops.append(Stop("link_unknown", "whether the link is metered is unknown", remedy))
+        setting = 'link = "if_known"'
+        remedy = f"NetworkManager, a network hook, or {setting}, would change that"
+        stops.append(Stop("link_unknown", "whether the link is metered is unknown", remedy, setting=setting))
     if metered:
         begun = standing.metered_since if standing.metered_since is not None else elapsed
         if unbroken and standing.sending and elapsed - begun < policy.grace_s:

@@ -15,18 +15,17 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A kind of device: `watts` is what one busy core adds; `model` begins what its device tree calls it."""
+    """A kind of device: `watts` is what one busy core adds."""
 
     name: str
     watts: float
-    model: str = ""
 
 
 HARDWARE = (
-    Hardware("Raspberry Pi Zero 2 W", 0.6, "Raspberry Pi Zero 2"),
-    Hardware("Raspberry Pi 3", 1.0, "Raspberry Pi 3"),
-    Hardware("Raspberry Pi 4", 1.2, "Raspberry Pi 4"),
-    Hardware("Raspberry Pi 5", 2.0, "Raspberry Pi 5"),
+    Hardware("Raspberry Pi Zero 2 W", 0.6),
+    Hardware("Raspberry Pi 3", 1.0),
+    Hardware("Raspberry Pi 4", 1.2),
+    Hardware("Raspberry Pi 5", 2.0),
     Hardware("phone", 2.0),
     Hardware("x86-64 computer", 10.0),
 )
@@ -35,13 +34,3 @@ HARDWARE = (
 def watt_hours(cpu_s: float, watts: float) -> float:
     """Return the energy of `cpu_s` CPU seconds at `watts` a busy core, in watt-hours."""
     return cpu_s * watts / HOUR_S
-
-
-def cpu_seconds(energy_wh: float, watts: float) -> float:
-    """Return how many CPU seconds `energy_wh` watt-hours last; the inverse of `watt_hours`. `watts` is above 0."""
-    return energy_wh * HOUR_S / watts
-
-
-def hardware_of(model: str) -> Hardware | None:
-    """Return the kind of device that a device tree's `model` names (/proc/device-tree/model), or None."""
-    return next((each for each in HARDWARE if each.model and model.startswith(each.model)), None)

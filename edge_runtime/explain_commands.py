@@ -6,7 +6,7 @@ cool-down) is taken as waited for, so that the answer is what has to change, not
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result, table
 from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.agent import Agent, Ports
-from edge_runtime.config import Settings, read_settings
+from edge_runtime.config import SETTINGS_FILE, Settings, read_settings
 from edge_runtime.device_commands import opened
 from edge_runtime.eligibility import Moment, Policy, Standing
-from edge_runtime.explanation import Explanation, explain
+from edge_runtime.explanation import Explanation, explain, owners_words
 from edge_runtime.session import Phase
 from edge_runtime.trace import MAX_LINE_BYTES, TraceInvalid, decode_looks, replay
 from edge_runtime.wiring import real_ports
@@ -28,12 +28,19 @@ MAX_TRACE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of a trace with one answer: from and until (Unix seconds), the stop's name, and its sentence."""
+    """A stretch of a trace with one answer: from and until (Unix seconds), the stop's name, and its sentence.
+
+    `seconds` are counted by the clock that never jumps; those of a stretch without a look are by the wall clock.
+    """
 
     since: float
     until: float
+    seconds: float
     code: str
     reason: str
+
+
+UNSEEN = "no_look"
 
 
 def explain_now(home: Path) -> Result:
@@ -42,7 +49,7 @@ def explain_now(home: Path) -> Result:
         settings = read_settings(home)
         ports = real_ports(home, settings, only_looks=True)
         try:
-            return _told(agent, look(agent, settings, ports), ports.clock.now())
+            return _told(agent, look(agent, settings, ports), ports.clock.now(), home)
         finally:
             ports.trainer.close()
 
@@ -58,7 +65,16 @@ def look(agent: Agent, settings: Settings, ports: Ports) -> Explanation:
     return explain(settled, readings, policy, agent.usage(moment.now), moment, training=False)
 
 
-def _told(agent: Agent, explanation: Explanation, now: float) -> Result:
+def hint_of_settings(settings: tuple[str, ...], home: Path) -> str:
+    """Return which lines the owner may write where, "" if none would change anything."""
+    if not settings:
+        return ""
+    return f"What of this is true of the device may stand under [policy] in {home / SETTINGS_FILE}:\n" + owners_words(
+        settings
+    )
+
+
+def _told(agent: Agent, explanation: Explanation, now: float, home: Path) -> Result:
     stops, change = explanation.stops, explanation.would_change
     state = agent.state
     if explanation.decision.may_train:
@@ -67,7 +83,7 @@ def _told(agent: Agent, explanation: Explanation, now: float) -> Result:
             change = "Waiting until then; the aggregator spreads its fleet over the night."
         elif not agent.count_words():
             stops = "It does not train because there is no text to learn from yet."
-            change = "Typing would change that."
+            change = "Typing, or edge-runtime add, would change that."
     window = explanation.next_window
     data = {
         "stops": stops,
@@ -77,10 +93,12 @@ def _told(agent: Agent, explanation: Explanation, now: float) -> Result:
         "may_train": explanation.decision.may_train,
         "may_send": explanation.decision.may_send,
         "code": explanation.decision.code,
+        "settings": list(explanation.settings),
         "phase": state.phase.value,
         "not_before": _utc(state.not_before) if state.not_before > now else None,
     }
-    return Result(data, text=f"{stops}\n{change}\n{window.sentence}")
+    lines = (stops, change, window.sentence, hint_of_settings(explanation.settings, home))
+    return Result(data, text="\n".join(line for line in lines if line))
 
 
 def explain_trace(home: Path, trace: Path) -> Result:
@@ -99,26 +117,41 @@ def explain_trace(home: Path, trace: Path) -> Result:
     except TraceInvalid as e:
         raise CommandError(f"{trace}: {e}", code="BAD_TRACE") from e
     items = [
-        {"since": _utc(each.since), "until": _utc(each.until), "code": each.code, "reason": each.reason}
+        {
+            "since": _utc(each.since), "until": _utc(each.until), "seconds": round(each.seconds, 1), "code": each.code,
+            "reason": each.reason,
+        }
         for each in found
-    ]
-    trained_s = sum(each.until - each.since for each in found if not each.code)
-    rows = [(_utc(each.since), round(each.until - each.since), each.code or "may train", each.reason) for each in found]
+    ]  # fmt: skip
+    trained_s = sum(each.seconds for each in found if not each.code)
+    rows = [(_utc(each.since), round(each.seconds), each.code or "may train", each.reason) for each in found]
     text = table(rows, ("since (utc)", "seconds", "answer", "reason"))
     return Result({"items": items, "might_train_s": round(trained_s, 1)}, text=text)
 
 
 def stretches(lines: Iterator[bytes], policy: Policy) -> Iterator[Stretch]:
-    """Yield the stretches of a trace's answers; an answer lasts until the next look. Raises `TraceInvalid`."""
+    """Yield the stretches of a trace's answers. Raises `TraceInvalid`.
+
+    An answer lasts until the next look, if that comes while readings are still current; where it does not (another
+    night, a restart), what was not seen is a stretch of its own and counts for nothing.
+    """
     current: Stretch | None = None
+    looked_at = 0.0
     for seen, decision in replay(decode_looks(lines), policy):
-        now, code = seen.moment.now, "" if decision.may_train else decision.code
-        if current is not None and current.code == code:
-            current = Stretch(current.since, now, code, current.reason)
-            continue
-        if current is not None:
-            yield Stretch(current.since, now, current.code, current.reason)
-        current = Stretch(now, now, code, decision.reason)
+        now, passed = seen.moment.now, seen.moment.elapsed - looked_at
+        looked_at = seen.moment.elapsed
+        fresh = Stretch(now, now, 0.0, "" if decision.may_train else decision.code, decision.reason)
+        if current is None:
+            current = fresh
+        elif not 0.0 <= passed <= policy.maximum_age_s:
+            yield current
+            yield Stretch(current.until, now, max(0.0, now - current.until), UNSEEN, "nobody looked")
+            current = fresh
+        else:
+            current = replace(current, until=now, seconds=current.seconds + passed)
+            if current.code != fresh.code:
+                yield current
+                current = fresh
     if current is not None:
         yield current
 

@@ -1,4 +1,4 @@
-"""What stops training now, what would change it, and when the next window opens: three sentences for a person. Pure.
+"""What stops training now, what would change it, and when the next window opens: sentences for a person. Pure.
 
 `eligibility.decide` gives the answer that the agent acts on; this says more of the same answer, and never another one.
 """
@@ -37,12 +37,16 @@ class NextWindow:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`stops`: what stops training now; `would_change`: what would change that; each one sentence."""
+    """`stops`: what stops training now, and sending; `would_change`: what would change that; a sentence or two each.
+
+    `settings`: the lines of the settings' [policy] by which the owner's word would change it, if it is true.
+    """
 
     stops: str
     would_change: str
     next_window: NextWindow
     decision: Decision
+    settings: tuple[str, ...] = ()
 
 
 def explain(
@@ -57,9 +61,26 @@ def explain(
 ) -> Explanation:
     """Return the explanation of what `decide` answers to the same arguments."""
     _, decision = decide(standing, readings, policy, usage, moment, training=training, lease_until=lease_until)
-    return Explanation(
-        _what_stops(decision, training=training), _would_change(decision), next_window(policy, moment), decision
-    )
+    every = (*decision.stops, *decision.send_stops)
+    settings = tuple(dict.fromkeys(stop.setting for stop in every if stop.setting))
+    stops = _what_stops(decision, training=training)
+    return Explanation(stops, _would_change(every), next_window(policy, moment), decision, settings)
+
+
+# What each of those lines says of the device: nobody should write one down that is not true of it.
+_MEANINGS = {
+    'profile = "mains"': "it hangs on the mains",
+    'idle = "if_known"': "where nothing tells whether somebody uses it, nobody does",
+    'heat = "if_known"': "where nothing tells the temperature, it is cool",
+    'link = "if_known"': "where nothing tells whether the link is metered, it is not",
+    'clock = "rtc"': "the wall clock is right from the start",
+}
+
+
+def owners_words(settings: tuple[str, ...]) -> str:
+    """Return the lines as they may be written into the settings, each with what it says."""
+    width = max((len(line) for line in settings), default=0)
+    return "\n".join(f"    {line.ljust(width)}  # {_MEANINGS[line]}" for line in settings)
 
 
 def _what_stops(decision: Decision, *, training: bool) -> str:
@@ -69,7 +90,8 @@ def _what_stops(decision: Decision, *, training: bool) -> str:
             return f"{state}, but sends nothing, since {_joined(decision.send_stops)}."
         return f"{state}."
     verb = "Its training is stopped" if training else "It does not train"
-    return f"{verb} because {_joined(decision.stops)}."
+    sends = f" It sends nothing either, since {_joined(decision.send_stops)}." if decision.send_stops else ""
+    return f"{verb} because {_joined(decision.stops)}.{sends}"
 
 
 def _joined(stops: tuple[Stop, ...]) -> str:
@@ -77,8 +99,7 @@ def _joined(stops: tuple[Stop, ...]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f", and {parts[-1]}"
 
 
-def _would_change(decision: Decision) -> str:
-    stops = decision.stops or decision.send_stops
+def _would_change(stops: tuple[Stop, ...]) -> str:
     if not stops:
         return "Nothing has to change."
     remedies = list(dict.fromkeys(stop.remedy for stop in stops))

@@ -116,7 +116,7 @@ def _as_item(row: Participation) -> dict[str, object]:
 
 
 def _as_row(row: Participation, time_zone: str) -> tuple[object, ...]:
-    verdict = row.verdict or ("waits for its receipt" if row.update_id else "nothing sent")
+    verdict = row.verdict or ("no receipt yet" if row.update_id else "nothing sent")
     sent = _local(row.sent_at, time_zone) if row.sent_at else "-"
     update = row.update_id[:8] or "-"
     return (_local(row.at, time_zone), row.kind, row.task[:8], row.base_version, row.examples, row.steps, row.bytes,

@@ -57,7 +57,7 @@ def load(home: Path) -> Identity:
             raise StorageFailed(f"{path} is readable by others: a device key has mode 0600")
         return Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(path.read_text().strip())))
     except FileNotFoundError as e:
-        raise NotEnrolled(f"{home} holds no device key: enrol it first") from e
+        raise NotEnrolled(f"{home} is not enrolled: it holds no device key") from e
     except (OSError, ValueError) as e:
         raise StorageFailed(f"{path} holds 64 hex digits: {e}") from e
 
@@ -89,9 +89,9 @@ def load_enrolled(home: Path) -> Enrolled:
     try:
         return read_enrolled(path.read_bytes(), None)
     except FileNotFoundError as e:
-        raise NotEnrolled(f"{home} is not enrolled: edge-runtime enrol SERVER --token-file FILE") from e
+        raise NotEnrolled(f"{home} is not enrolled") from e
     except (OSError, ContractError) as e:
-        raise StorageFailed(f"{path} cannot be used: {e}") from e
+        raise StorageFailed(f"{path} cannot be used, enrol again: {e}") from e
 
 
 def system_entropy(count: int) -> bytes:

@@ -6,7 +6,7 @@ The sampled signature moves a few rows of `output_rows` only: there a gradient i
 that no batch has touched stay bit for bit what they were (their velocity and their pull towards w0 are exactly 0).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,13 @@ class LocalOptimizer:
     `velocity` begins as given (a checkpoint's), or at zero; read it between steps.
     """
 
-    def __init__(self, plan: Plan, manifest: Manifest, base: Tensors, velocity: Tensors | None = None) -> None:
+    def __init__(
+        self, plan: Plan, manifest: Manifest, base: Mapping[str, NDArray[np.float32]], velocity: Tensors | None = None
+    ) -> None:
         local_rules.check_rules(plan, [entry.name for entry in manifest.tensors])
         self._rules = plan.rules
-        self._base = base
+        # Looked at in each step, or never.
+        self._base: Tensors = dict(base) if local_rules.value_of(plan, "proximal") is not None else {}
         self._frozen = _frozen_columns(plan, manifest)
         self.velocity: Tensors | None = None
         if local_rules.has_velocity(plan):

@@ -13,7 +13,7 @@ The rules (accuracy.md 1):
 - a rule or signature that is not known is refused by name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,15 +37,15 @@ OUTPUT_ROWS, KERNEL_ROWS, PROJECTION = "output_rows", "kernel_rows", "projection
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A training between two steps: the packed weights, received (`base`) and as they are, the rows in their drawn
-    order, how far it is, and the velocity where a rule has one."""
+    """A training between two steps: the packed weights, received (`base`, perhaps made anew at each look) and as they
+    are, the rows in their drawn order, how far it is, and the velocity where a rule has one."""
 
     packed: Tensors
     rows: NDArray[np.int32]
     steps: int
     loss_before: float
     loss_after: float
-    base: Tensors
+    base: Mapping[str, NDArray[np.float32]]
     velocity: Tensors | None = None
 
 
@@ -99,19 +99,20 @@ def check_plan(plan: Plan, manifest: Manifest) -> None:
 class Stepper:
     """One step after another through `train` or `train_sampled`: plain SGD, or as an `optimizer` has it.
 
-    `packed` (the train inputs, see `Layout.pack`) are copied once and belong to the stepper; read them between steps.
+    `packed` (the train inputs, see `Layout.pack`) are copied once, unless they are the stepper's to `keep`; read them
+    between steps.
     """
 
     def __init__(
         self, runner: SignatureRunner, manifest: Manifest, packed: Tensors, signature: str,
-        optimizer: LocalOptimizer | None = None,
+        optimizer: LocalOptimizer | None = None, *, keep: bool = False,
     ) -> None:  # fmt: skip
         spec = manifest.signatures[signature]
         self._runner = runner
         self._signature = signature
         self._optimizer = optimizer
         self.batch, self.length, self._candidates = spec.batch, spec.length, spec.candidates
-        self.packed: Tensors = {name: np.array(value, dtype=np.float32) for name, value in packed.items()}
+        self.packed: Tensors = dict(packed) if keep else {name: np.array(value) for name, value in packed.items()}
         self._words = self.packed[OUTPUT_ROWS].shape[0]
         self._width = self.packed[PROJECTION].shape[0]
 
@@ -198,14 +199,20 @@ def output_mask(shape: tuple[int, int, int], dropout: float, rng: np.random.Gene
     return kept.astype(np.float32) * np.float32(1.0 / (1.0 - dropout))
 
 
-def begin(stream: Sequence[int], packed: Tensors, plan: Plan, manifest: Manifest, seed: int) -> Checkpoint:
-    """Return the training's first checkpoint. Raises `PlanRefused` if the text is less than the plan's minimum."""
+def begin(
+    stream: Sequence[int], packed: Tensors, plan: Plan, manifest: Manifest, seed: int,
+    base: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Checkpoint:  # fmt: skip
+    """Return the training's first checkpoint. Raises `PlanRefused` if the text is less than the plan's minimum.
+
+    `base` is `packed` as it can be had again later; without it, `packed` itself.
+    """
     check_plan(plan, manifest)
     length = manifest.signatures[plan.signature].length
     rows = draw_rows(stream, rows=plan.rows, length=length, rng=generator(seed, _ROWS))
     if len(rows) < plan.minimum_examples:
         raise PlanRefused(f"the plan asks for {plan.minimum_examples} examples or more, the text has {len(rows)}")
-    return Checkpoint(packed, rows, 0, 0.0, 0.0, packed)
+    return Checkpoint(packed, rows, 0, 0.0, 0.0, packed if base is None else base)
 
 
 def total_steps(checkpoint: Checkpoint, plan: Plan, manifest: Manifest) -> int:
@@ -215,27 +222,29 @@ def total_steps(checkpoint: Checkpoint, plan: Plan, manifest: Manifest) -> int:
 
 
 def steps(
-    runner: SignatureRunner, checkpoint: Checkpoint, plan: Plan, manifest: Manifest, seed: int
+    runner: SignatureRunner, checkpoint: Checkpoint, plan: Plan, manifest: Manifest, seed: int, *, keep: bool = False
 ) -> Iterator[Checkpoint]:
     """Yield a checkpoint after each step that is still to do; the last one is the finished training.
 
-    The checkpoints share the stepper's arrays: write one to disk, or drop it, before asking for the next.
+    The checkpoints share the stepper's arrays: write one to disk, or drop it, before asking for the next. With `keep`
+    the first one's weights are used up, too: a copy less in memory.
     """
-    base, optimizer = checkpoint.base, None
+    rows, base, done, first = checkpoint.rows, checkpoint.base, checkpoint.steps, checkpoint.loss_before
+    total, optimizer = total_steps(checkpoint, plan, manifest), None
     if local_rules.directs(plan):
         optimizer = LocalOptimizer(plan, manifest, base, checkpoint.velocity)
-    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature, optimizer)
-    a_epoch = -(-len(checkpoint.rows) // stepper.batch)
-    first, total = checkpoint.loss_before, total_steps(checkpoint, plan, manifest)
-    for number in range(checkpoint.steps, total):
+    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature, optimizer, keep=keep)
+    del checkpoint
+    a_epoch = -(-len(rows) // stepper.batch)
+    for number in range(done, total):
         epoch, place = divmod(number, a_epoch)
-        order = generator(seed, _ORDER, epoch).permutation(len(checkpoint.rows))
-        batch = checkpoint.rows[order[place * stepper.batch : (place + 1) * stepper.batch]]
+        order = generator(seed, _ORDER, epoch).permutation(len(rows))
+        batch = rows[order[place * stepper.batch : (place + 1) * stepper.batch]]
         rate = local_rules.rate(plan, number, total)
         loss = stepper.step(batch, rate, plan.dropout, generator(seed, _STEP, number))
         first = loss if number == 0 else first
         velocity = None if optimizer is None else optimizer.velocity
-        yield Checkpoint(stepper.packed, checkpoint.rows, number + 1, first, loss, base, velocity)
+        yield Checkpoint(stepper.packed, rows, number + 1, first, loss, base, velocity)
 
 
 def result_of(checkpoint: Checkpoint) -> TrainingResult:

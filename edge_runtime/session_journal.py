@@ -32,7 +32,6 @@ class SessionJournal:
                 )  # fmt: skip
 
     def begin(self, offer: EvaluationOffer, now: float) -> None:
-        """Note that an evaluation begins, before its first call of the model. Raises `Forgotten`, `StorageFull`."""
+        """Note that an evaluation begins, before its first call of the model. Raises `StorageFull`."""
         with self._store.transaction() as connection:
-            self._row.refuse_forgotten()
             self._ledger.begin(connection, offer, now)

@@ -40,6 +40,12 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     lacking: int = -1
     answered_at: int = -1
 
+    @property
+    def lease_until(self) -> float | None:
+        """When the lease of the work in hand ends (Unix seconds); None where none is in hand, or it is done."""
+        lease = self.offer or self.evaluation
+        return float(lease.deadline) if lease and self.phase in (Phase.TRAINING, Phase.EVALUATING) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Looked:

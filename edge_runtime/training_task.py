@@ -26,6 +26,7 @@ from edge_runtime.jobs import NoRoom, Queued, Refused, Stopped
 from edge_runtime.local_rules import PlanRefused
 from edge_runtime.local_training import Checkpoint
 from edge_runtime.model_slots import Held
+from edge_runtime.packed_base import PackedBase
 from edge_runtime.ports import Entropy, Forgotten, ModelRuntime, RuntimeFailed, StorageFailed, StorageFull
 from edge_runtime.public_files import BASIS, INDEX_SET, Kind
 from edge_runtime.residual import Residual
@@ -92,14 +93,14 @@ class TrainingTask:
         timing = checkpoint_timing.begin(elapsed())
         try:
             local_training.check_plan(offer.plan, manifest)
-            packed = layout.pack(read_tensors(held.data, manifest))
-            checkpoint = kept.load(packed)
-            if checkpoint is None:
-                checkpoint = local_training.begin(stream, packed, offer.plan, manifest, offer.seed)
+            base = PackedBase(held.data, manifest)
+            checkpoint = kept.load(base) or local_training.begin(
+                stream, dict(base), offer.plan, manifest, offer.seed, base
+            )
             codec.check_plan(offer.plan.codec)
             index_set, basis = self._index_set(offer, layout), self._basis(offer, layout)
             runner = self.runtime.template(manifest.template_sha256, lambda: held.data)
-            for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed):
+            for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed, keep=True):
                 checkpoint = after
                 done += 1
                 if checkpoint.steps == local_training.total_steps(checkpoint, offer.plan, manifest):

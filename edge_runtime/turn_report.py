@@ -12,6 +12,7 @@ class TurnReport:
 
     phase: str
     reason: str
+    may_train: bool = False
     connected: bool = False
     checked_in: bool = False
     turned_away: str = ""
@@ -44,11 +45,12 @@ class Notes:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def close(self, phase: str, reason: str, *, connected: bool) -> TurnReport:
+    def close(self, phase: str, reason: str, *, may_train: bool, connected: bool) -> TurnReport:
         """Return the frozen report."""
         return TurnReport(
             phase=phase,
             reason=reason,
+            may_train=may_train,
             connected=connected,
             checked_in=self.checked_in,
             turned_away=self.turned_away,

@@ -67,8 +67,10 @@ class Upload:
             self._link.send(rest, lambda: self._may_go_on(may_send))
 
     def _may_go_on(self, may_send: MayGoOn) -> bool:
+        may = may_send()
+        # Last, for looking at the sensors takes a while.
         self._row.refuse_forgotten()
-        return may_send()
+        return may
 
     def _whole(self, update: QueuedUpdate) -> list[tuple[str, bytes]]:
         return update.pieces(self._identity.device, session.SendUpdate(update.update_id))

@@ -60,6 +60,14 @@ class CountedDownloads:
             yield piece
 
 
+def read_seen_at(data: bytes | None) -> float:
+    """Return when news were seen last, as it was remembered; 0 if it was not, or cannot be read."""
+    try:
+        return float(data or 0.0)
+    except ValueError:
+        return 0.0
+
+
 class VersionKeeper:
     """One agent's versions. `notes` is set anew each turn; `seen_at` (Unix seconds) is when news were seen last."""
 
@@ -78,7 +86,7 @@ class VersionKeeper:
         self._refresh: bytes | None = None
         self._attempts = 0
         self._not_before = 0.0
-        self._seen_at = seen_at
+        self._seen_at = self._remembered_at = seen_at
         self._remember = remember
         # The file that was refused last, and until when (elapsed seconds) it is not tried again.
         self._refused: tuple[str, float] = ("", 0.0)
@@ -109,9 +117,10 @@ class VersionKeeper:
 
     def _see(self, now: float) -> None:
         # Durable, so that an agent that is started again and again does not connect each time; but not for each news.
-        if not 0.0 <= now - self._seen_at < REFRESH_POLL_S / 6:
-            self._remember(now)
         self._seen_at = now
+        if not 0.0 <= now - self._remembered_at < REFRESH_POLL_S / 6:
+            self._remember(now)
+            self._remembered_at = now
 
     def current(self) -> Held | None:
         """Return the version for the keyboard: the refresh, or the training version before the first refresh."""

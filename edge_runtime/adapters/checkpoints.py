@@ -13,6 +13,7 @@ numpy is loaded when a checkpoint is written or read, so that an idle agent stay
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ DIGEST_BYTES = 32
 FORMAT = 1
 # A stop must not take long: level 1 packs the reference model's difference in a tenth of a second.
 _ZSTD_LEVEL = 1
+_BLOCK_ROWS = 1024
 
 
 class _Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +92,7 @@ class Checkpoints:
         self._newest = (name, generation + 1)
         return len(body) + DIGEST_BYTES
 
-    def load(self, base: "Tensors") -> "Checkpoint | None":
+    def load(self, base: "Mapping[str, NDArray[np.float32]]") -> "Checkpoint | None":
         """Return the newest checkpoint, or None; `base` are the packed received weights, those it was made from."""
         import numpy as np
 
@@ -171,13 +173,20 @@ def _distance(value: "NDArray[np.float32]", base: "NDArray[np.float32]") -> _Del
     """
     import numpy as np
 
-    apart = _bits(value) - _bits(base)
-    touched = apart.any(axis=1)
-    rows = apart[touched]
-    zigzag = ((rows << 1) ^ (rows >> 31)).astype("<i4")
-    planes = np.ascontiguousarray(zigzag.reshape(-1).view(np.uint8).reshape(-1, 4).T)
-    shape = (value.shape[0], value.shape[1])
-    return _Delta(shape, np.packbits(touched).tobytes(), _compress(planes.tobytes()))
+    now, then = _bits(value), _bits(base)
+    touched = (now != then).any(axis=1)
+    rows = np.flatnonzero(touched)
+    packer: Any = _zstandard().ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compressobj()
+    pieces = []
+    # By blocks: the interpreter still holds its memory when a checkpoint is written.
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        apart = now[block] - then[block]
+        zigzag = ((apart << 1) ^ (apart >> 31)).astype("<i4")
+        planes = np.ascontiguousarray(zigzag.reshape(-1).view(np.uint8).reshape(-1, 4).T)
+        pieces.append(packer.compress(planes.tobytes()))
+    pieces.append(packer.flush())
+    return _Delta((value.shape[0], value.shape[1]), np.packbits(touched).tobytes(), b"".join(pieces))
 
 
 def _apart(delta: _Delta, base: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -187,11 +196,16 @@ def _apart(delta: _Delta, base: "NDArray[np.float32]") -> "NDArray[np.float32]":
     if delta.shape != base.shape:
         raise ValueError(f"a distance lies between tensors of one shape, {delta.shape}, got {base.shape}")
     touched = np.unpackbits(np.frombuffer(delta.touched, np.uint8), count=base.shape[0]).astype(np.bool_)
-    values = int(np.count_nonzero(touched)) * base.shape[1]
-    planes = np.frombuffer(_decompress(delta.packed, 4 * values), np.uint8).reshape(4, values)
-    zigzag = np.ascontiguousarray(planes.T).view("<i4").reshape(-1, base.shape[1]).astype(np.int32)
+    rows, columns = np.flatnonzero(touched), base.shape[1]
+    data = memoryview(_decompress(delta.packed, 4 * len(rows) * columns))
     bits = _bits(base).copy()
-    bits[touched] += (zigzag >> 1 & 0x7FFFFFFF) ^ -(zigzag & 1)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        size = 4 * len(block) * columns
+        planes = np.frombuffer(data[:size], np.uint8).reshape(4, -1)
+        zigzag = np.ascontiguousarray(planes.T).view("<i4").reshape(-1, columns).astype(np.int32)
+        bits[block] += (zigzag >> 1 & 0x7FFFFFFF) ^ -(zigzag & 1)
+        data = data[size:]
     return bits.view(np.float32)
 
 
@@ -210,7 +224,8 @@ def _decompress(data: bytes, size: int) -> bytes:
     """Return exactly `size` bytes. Raises `ValueError`."""
     zstandard = _zstandard()
     try:
-        whole = bytes(zstandard.ZstdDecompressor().decompress(data, max_output_size=max(1, size)))
+        # One byte more than there should be: a stream does not say how long it is.
+        whole = bytes(zstandard.ZstdDecompressor().stream_reader(data).read(size + 1))
     except zstandard.ZstdError as e:
         raise ValueError(f"a checkpoint's array is one zstd frame: {e}") from e
     if len(whole) != size:

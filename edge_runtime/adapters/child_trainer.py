@@ -207,6 +207,8 @@ class ChildTrainer:
             "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
             # One thread: each would cost memory of its own, and the person's other cores.
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"),
+            # glibc's own threshold rises with use, and what is freed below it stays with the process.
+            "MALLOC_MMAP_THRESHOLD_": "1048576",
         }
         return TrainerProcess(command, environment)
 

@@ -10,6 +10,9 @@ A board without a battery-backed clock starts in 1970, or where it was switched 
   once said 2036 must not hold the device there;
 - a source that lies more than `AGREES_S` below the floor contradicts what was believed before, and one of the two is
   wrong: nothing is believed until it has passed the floor, or the file is deleted;
+- who only looks (a command beside the agent) cannot ask the aggregator, so it takes the floor for the proof that it was
+  to the agent, if the file was written since the device started: the time since then is that of the wall clock, which
+  may be wrong but moves on;
 - whether network time has set the clock: /run/systemd/timesync/synchronized (systemd-timesyncd), else the property
   NTPSynchronized of org.freedesktop.timedate1, which reads the kernel's own flag, so that chrony and ntpd count, too.
   It is asked once a minute until it says yes, and then believed until the device restarts.
@@ -57,7 +60,8 @@ class SystemClock:
     """Implements the Clock port.
 
     `floor_file` is HOME/clock_floor; without one, nothing is remembered. `trust_rtc` is the owner's word. The rest is
-    where time comes from, for tests and simulations. `writes` is false where somebody only looks (`doctor`).
+    where time comes from, for tests and simulations. `writes` is false where somebody only looks (a command beside the
+    agent).
     """
 
     def __init__(
@@ -77,11 +81,19 @@ class SystemClock:
         self._synchronized = synchronized if synchronized is not None else NetworkTime()
         self._set = False
         self._ask_at = -math.inf
-        self._proved: tuple[float, float] | None = None
         self._floor, self._floor_at = _read_floor(floor_file), elapsed()
+        self._proved = None if writes else self._proved_to_the_agent(floor_file)
         self._write_at = -math.inf
         self._contradicted = False
         self.floor_error = ""
+
+    def _proved_to_the_agent(self, floor_file: Path | None) -> tuple[float, float] | None:
+        try:
+            age_s = self._wall() - floor_file.stat().st_mtime if floor_file is not None and self._floor else -1.0
+        except OSError:
+            return None
+        # A file from before this start was written by a clock of which nothing is known any more.
+        return (self._floor, self._floor_at - age_s) if 0.0 <= age_s <= self._floor_at else None
 
     def now(self) -> float:
         """Return Unix seconds, at least the floor."""

@@ -4,12 +4,14 @@ One connection a download. Redirects are not followed: the manifest's address is
 name is checked against the system's certificate authorities, or the one in a file.
 """
 
-import http.client
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from edge_runtime.adapters.tls import client_context
 from edge_runtime.ports import Download, NotThere, TooLarge, Unreachable
+
+if TYPE_CHECKING:
+    import http.client
 
 TIMEOUT_S = 15.0
 PIECE_BYTES = 256 * 1024
@@ -45,7 +47,7 @@ class HttpDownloads:
         return Download(begins, _read(connection, response, url, limit_bytes - begins))
 
 
-def connect(url: str, timeout_s: float, ca_file: str = "") -> http.client.HTTPConnection:
+def connect(url: str, timeout_s: float, ca_file: str = "") -> "http.client.HTTPConnection":
     """Return an unopened connection for `url`. Raises `Unreachable` if it is no http(s) address."""
     try:
         parts = urlsplit(url)
@@ -54,15 +56,22 @@ def connect(url: str, timeout_s: float, ca_file: str = "") -> http.client.HTTPCo
         raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}") from e
     if parts.scheme not in ("http", "https") or not host:
         raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}")
+    # Here and not above, with what is below them: 3 MB that an idle agent does without.
+    import http.client
+
+    from edge_runtime.adapters.tls import client_context
+
     if parts.scheme == "http":
         return http.client.HTTPConnection(host, port, timeout=timeout_s)
     return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=client_context(ca_file))
 
 
 def request(
-    connection: http.client.HTTPConnection, method: str, url: str, body: bytes | None, headers: dict[str, str]
-) -> http.client.HTTPResponse:
+    connection: "http.client.HTTPConnection", method: str, url: str, body: bytes | None, headers: dict[str, str]
+) -> "http.client.HTTPResponse":
     """Send one request and return the answer's head. Raises `Unreachable`."""
+    import http.client
+
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
@@ -76,8 +85,10 @@ def request(
 
 
 def _read(
-    connection: http.client.HTTPConnection, response: http.client.HTTPResponse, url: str, limit_bytes: int
+    connection: "http.client.HTTPConnection", response: "http.client.HTTPResponse", url: str, limit_bytes: int
 ) -> Iterator[bytes]:
+    import http.client
+
     left = limit_bytes
     try:
         while piece := response.read(min(PIECE_BYTES, left + 1)):

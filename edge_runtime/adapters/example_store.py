@@ -149,7 +149,9 @@ class SqliteExampleStore:
 
     def _key_of(self, connection: sqlite3.Connection, now: float) -> DayKey:
         """Return the key that seals now. Asked in each transaction: another process may have deleted the last one."""
-        row = connection.execute("SELECT number, began, wrapped FROM day_key ORDER BY number DESC LIMIT 1").fetchone()
+        row = connection.execute(
+            "SELECT number, CAST(began AS REAL), wrapped FROM day_key ORDER BY number DESC LIMIT 1"
+        ).fetchone()
         if row is not None and seals_at(row[1], now):
             return self._open_day(row[0], row[2])
         return self._make_day(connection, now)

@@ -21,7 +21,7 @@ from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import Settings
 from edge_runtime.eligibility import Reading, Readings
 from edge_runtime.policy_settings import PolicySettings
-from edge_runtime.ports import Download, NotThere, Outgoing, Received, TooLarge, Unreachable
+from edge_runtime.ports import Download, NotThere, Outgoing, Received, Sensors, TooLarge, Unreachable
 from wire_contract import codec, envelope
 from wire_contract.manifest import Manifest, decode_manifest, encode_manifest
 from wire_contract.messages import (
@@ -500,13 +500,24 @@ class ToyAggregator:
         return codec.decode(plain, size=self.manifest.parameters)
 
 
+class _Plugged:
+    """What an agent reads is what the world's `plugged` says, whatever a test has put there."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+
+    def read(self, now: float) -> Readings:
+        return self.world.plugged.read(now)
+
+
 class World:
-    """One device, one broker, one aggregator."""
+    """One device, one broker, one aggregator. `plugged` are the sensors that the agent reads."""
 
     def __init__(self, folder: Path, seed: int = 1, fuse: Fuse | None = None) -> None:
         self.home = folder
         self.fuse = fuse or Fuse()
         self.clock, self.sensors = FakeClock(fuse=self.fuse), FakeSensors(self.fuse)
+        self.plugged: Sensors = self.sensors
         self.broker, self.downloads = FakeBroker(), FakeDownloads(self.fuse)
         self.aggregator = ToyAggregator(self.broker, self.downloads, self.clock)
         self.entropy = Entropy(seed, self.fuse)
@@ -521,7 +532,8 @@ class World:
 
     def open(self) -> Agent:
         transport = FakeTransport(self.broker, "device", self.fuse)
-        ports = Ports(self.clock, self.sensors, transport, self.downloads, self.trainer(), self.entropy)
+        plugged = _Plugged(self)
+        ports = Ports(self.clock, plugged, transport, self.downloads, self.trainer(), self.entropy)
         self.agent = Agent(self.home, self.settings, ports)
         return self.agent
 

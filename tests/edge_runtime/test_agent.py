@@ -15,7 +15,9 @@ from edge_runtime.adapters.vectors import Vectors, unpack_kept
 from edge_runtime.eligibility import Reading
 from edge_runtime.identity import NotEnrolled, load
 from edge_runtime.ports import Outgoing
-from tests.edge_runtime.fakes import Killed, World
+from edge_runtime.version_delta import rebuild
+from edge_runtime.version_keeper import VersionKeeper, read_seen_at
+from tests.edge_runtime.fakes import MIDNIGHT, Killed, World
 from wire_contract import envelope
 from wire_contract.manifest import encode_manifest
 from wire_contract.messages import DeviceReport, ModelAnnouncement, Plan, UpdateHeader, decode_message, encode_message
@@ -641,7 +643,7 @@ def test_the_nightly_training_budget_ends_a_training_between_two_steps(world):
     world.type_text()
     world.agent.turn()
     world.aggregator.work()
-    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=SlowSteps(world))
+    world.plugged = SlowSteps(world)
     report = world.agent.turn()
     assert report.interrupted and 0 < report.training_steps <= 6
     used = world.agent.usage(world.clock.time).training_s
@@ -656,7 +658,7 @@ def test_a_training_that_was_queued_is_counted_once(world):
     world.type_text()
     world.agent.turn()
     world.aggregator.work()
-    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=SlowSteps(world))
+    world.plugged = SlowSteps(world)
     assert world.agent.turn().update_queued
     # A question after each of three steps but the last.
     assert world.agent.usage(world.clock.time).training_s == 120.0
@@ -683,10 +685,24 @@ def test_an_agent_killed_in_a_training_has_counted_all_of_it_but_the_last_minute
             self.world.clock.time += 1
             return self.inner.read(now)
 
-    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=Slow(world))
+    world.plugged = Slow(world)
     with pytest.raises(Killed):
         world.agent.turn()
     before = world.clock.time
     world.kill()
     used = world.agent.usage(before).training_s
     assert steps - 65 <= used < steps
+
+
+def test_that_news_were_seen_is_written_once_an_hour_and_not_for_each_announcement(world):
+    world.type_text()
+    written = []
+    keeper = VersionKeeper(
+        world.home, world.agent.enrolled, world.downloads, world.clock, lambda data, manifest: None, rebuild,
+        remember=written.append,
+    )  # fmt: skip
+    for passed in (0.0, 60.0, 3000.0, 3700.0, 3800.0):
+        world.clock.time = MIDNIGHT + passed
+        keeper.announce("refresh", b"whatever")
+    assert [when - MIDNIGHT for when in written] == [0.0, 3700.0]
+    assert [read_seen_at(data) for data in (None, b"", b"nonsense", b"1.5e9")] == [0.0, 0.0, 0.0, 1.5e9]

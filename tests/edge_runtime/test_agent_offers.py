@@ -11,6 +11,7 @@ from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import LedgerSettings
 from edge_runtime.eligibility import Reading
 from edge_runtime.ledger import OwnTerms
+from edge_runtime.time_question import AGAIN_S
 from tests.edge_runtime.fakes import GOOD, FakeClock, FakeTransport, World
 from wire_contract.messages import EVALUATION_BUCKET, LocalRule
 
@@ -245,9 +246,14 @@ def test_an_answer_that_waited_in_the_queue_tells_no_time(clockless):
     clockless.aggregator.turn_away = "it names no capability"
     clockless.agent.turn()
     clockless.aggregator.work()
-    clockless.board.time += 3000.0
-    clockless.agent.turn()
+    clockless.board.time += AGAIN_S
+    asked = len(clockless.aggregator.check_ins)
+    assert clockless.agent.turn().connected, "it comes for an answer, and finds the old one first"
     assert not clockless.board_clock.trusted()
+    clockless.aggregator.work()
+    assert len(clockless.aggregator.check_ins) == asked + 1
+    clockless.agent.turn()
+    assert clockless.board_clock.trusted(), "the answer to the second question came at once"
 
 
 def test_without_an_answer_the_time_is_asked_for_once_an_hour(clockless):
@@ -310,3 +316,20 @@ def test_a_version_that_the_device_refuses_is_not_fetched_again_and_again(world)
     world.clock.time += 3600
     world.night()
     assert [update.header.base_version for update in world.aggregator.updates.values()] == [2]
+
+
+def test_by_a_clock_that_cannot_be_believed_no_example_grows_too_old(tmp_path):
+    made = World(tmp_path / "home")
+    made.type_text()
+    words = made.agent.count_words()
+    made.agent.abandon()
+    clock = NoClockChip(FakeClock(made.clock.time + 60 * 86_400.0))
+    clock.prove = lambda server_time, *, fresh: None
+    transport = FakeTransport(made.broker, "device", made.fuse)
+    made.agent = Agent(
+        made.home, made.settings, Ports(clock, made.sensors, transport, made.downloads, made.trainer(), made.entropy)
+    )
+    made.aggregator.clock.clock.time = clock.now()
+    made.night()
+    assert made.aggregator.updates and made.agent.count_words() == words
+    made.agent.abandon()

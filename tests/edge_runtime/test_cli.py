@@ -109,6 +109,25 @@ def test_doctor_names_what_is_wrong_line_by_line(capsys, home):
     assert not found["broker"]["ok"] and "does not answer" in found["broker"]["finding"]
 
 
+@pytest.mark.parametrize(
+    ("name", "check", "cost"),
+    [
+        ("state.db", "state", "an update that waits"),
+        ("examples.db", "examples", "no text"),
+        ("slots/training.json", "state", "an older one"),
+    ],
+)
+def test_doctor_says_which_broken_file_may_be_moved_away_and_what_that_costs(capsys, home, name, check, cost):
+    for path in home.glob(f"{name}-*"):
+        path.unlink()
+    (home / name).write_bytes(b"x" * 8192)
+    code, data, _ = call(capsys, "doctor", "--home", home)
+    found = {item["name"]: item for item in data["items"]}
+    assert code == 1 and not found[check]["ok"]
+    assert f"{home / name}" in found[check]["finding"] and cost in found[check]["finding"]
+    assert (home / name).read_bytes() == b"x" * 8192, "a doctor touches nothing"
+
+
 def test_mistakes_in_the_settings_are_all_told_with_file_line_and_key(capsys, home):
     (home / "settings.toml").write_text('popluation = "x"\n[policy]\nnight_start = "25:00"\n')
     code, data, _ = call(capsys, "status", "--home", home)

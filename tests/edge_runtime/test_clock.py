@@ -1,5 +1,10 @@
 """The device's clocks: what is believed, what time it is meanwhile, and what a restart remembers."""
 
+import math
+import os
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,3 +180,35 @@ def test_time_never_goes_back_while_it_is_believed_and_never_below_what_was_prov
         if clock.trusted():
             assert now >= believed
             believed = now
+
+
+def test_a_time_that_no_calendar_can_read_proves_nothing(tmp_path):
+    clock = SystemClock(tmp_path / "floor", wall=lambda: 100.0, elapsed=lambda: 5.0, synchronized=lambda: False)
+    for later in (float(1 << 40), 253_402_300_799.0, math.inf, math.nan, -1.0):
+        clock.prove(later, fresh=True)
+    assert not clock.trusted() and clock.now() == 100.0
+    clock.prove(253_370_764_800.0, fresh=True)
+    assert datetime.fromtimestamp(clock.now() + 86_400, ZoneInfo("Pacific/Kiritimati")).year == 9999
+
+
+@pytest.mark.parametrize("offset", [-TRUE + 100.0, -7200.0, 0.0, 4e8])
+def test_a_command_beside_the_agent_believes_what_was_proved_to_the_agent_since_the_device_started(tmp_path, offset):
+    board, floor = Board(offset), tmp_path / "clock_floor"
+    agents = board.clock(floor)
+    assert not board.clock(floor, writes=False).trusted()
+    board.passed = 30.0
+    agents.prove(TRUE + 30.0, fresh=True)
+    assert agents.now() == TRUE + 30.0
+    os.utime(floor, 2 * (TRUE + offset + 30.0,))
+    board.passed = 5000.0
+    beside = board.clock(floor, writes=False)
+    assert beside.trusted() and beside.now() == agents.now() == TRUE + 5000.0
+    assert not board.clock(floor).trusted(), "an agent that starts anew asks for itself"
+
+
+def test_a_floor_from_before_the_device_started_or_from_a_later_date_proves_nothing_to_who_looks(tmp_path):
+    board, floor = Board(), tmp_path / "clock_floor"
+    floor.write_text(f"{TRUE - 100.0}\n")
+    for written in (TRUE - 60.0, TRUE + 60.0):
+        os.utime(floor, 2 * (written,))
+        assert not board.clock(floor, writes=False).trusted()

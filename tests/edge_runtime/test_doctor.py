@@ -46,6 +46,27 @@ def test_a_sensor_that_is_missing_or_outdated_is_told_with_what_would_mend_it(tm
     assert not found["last use"].ok and "older than 120 s" in found["last use"].message
 
 
+def test_the_lines_that_would_mend_a_sensor_are_told_with_the_file_that_they_may_stand_in(tmp_path):
+    write_fixture(tmp_path / "root", charging=None, battery=None, idle_seconds=None, metered=None, celsius=41)
+    (tmp_path / "home").mkdir()
+    file = tmp_path / "home/settings.toml"
+    file.write_text(f'sensors_root = "{tmp_path}/root"\n[policy]\nnight_start = "00:00"\nnight_end = "00:00"\n')
+    result = doctor.examine(tmp_path / "home")
+    assert result.data["settings"] == ['profile = "mains"', 'idle = "if_known"', 'link = "if_known"']
+    assert str(file) in result.text.splitlines()[-4]
+    with file.open("a") as policy:
+        policy.write("".join(line + "\n" for line in result.text.splitlines()[-3:]))
+    result = doctor.examine(tmp_path / "home")
+    found = {item["name"]: item["ok"] for item in result.data["items"]}
+    assert found["settings"] and found["sensors"] and result.data["settings"] == []
+
+
+def test_beside_a_settings_file_with_a_mistake_no_line_is_offered_that_may_stand_in_it_already(tmp_path):
+    (tmp_path / "settings.toml").write_text('[policy]\nprofile = "mains"\nheat = "if known"\n')
+    result = doctor.examine(tmp_path)
+    assert result.data["settings"] == [] and "config check" in result.next_command
+
+
 def test_somebody_who_uses_it_is_nothing_to_mend(tmp_path):
     found = findings(tmp_path, idle_seconds=3, charging=False)
     assert found["sensors"].ok and found["training"].ok

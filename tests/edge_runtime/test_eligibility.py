@@ -464,3 +464,12 @@ def test_an_independent_judge_of_the_whole_history_lets_it_train_in_the_same_sec
         starts += decision.may_train and not training
         training = decision.may_train
         trained.append(training)
+
+
+def test_a_stop_stands_at_every_look_until_the_trainer_has_ended_however_often_the_cable_is_back():
+    device = Device()
+    at = device.settle()
+    device.look(at + 1, training=True, charging=Reading(False))
+    for later in range(2, 8):
+        assert device.look(at + later, training=True).code == "stopping"
+    assert device.look(at + 8).code == "cool_down"

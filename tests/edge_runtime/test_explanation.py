@@ -1,4 +1,5 @@
 import dataclasses
+import tomllib
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge_runtime import night_window
 from edge_runtime.eligibility import Moment, Policy, Reading, Standing, Usage, decide, in_window, night_of
-from edge_runtime.explanation import explain, next_window
+from edge_runtime.explanation import explain, next_window, owners_words
 from tests.edge_runtime.fakes import GOOD
 from tests.edge_runtime.test_eligibility import NIGHT, POLICY, READINGS
 
@@ -43,6 +44,32 @@ def test_where_nothing_stops_it_that_is_what_is_said():
     assert told(training=True, metered=Reading(None)).stops == (
         "Nothing stops training: it trains now, but sends nothing, since whether the link is metered is unknown."
     )
+
+
+def test_a_device_that_may_neither_train_nor_send_is_told_about_both_and_which_words_of_its_owner_would_change_it():
+    explanation = told(
+        charging=Reading(None), celsius=Reading(None), battery_celsius=Reading(None), metered=Reading(None)
+    )
+    assert explanation.stops == (
+        "It does not train because whether it charges is unknown, and its temperature is unknown."
+        " It sends nothing either, since whether the link is metered is unknown."
+    )
+    assert explanation.settings == ('profile = "mains"', 'heat = "if_known"', 'link = "if_known"')
+    assert told(charging=Reading(False), celsius=Reading(95.0)).settings == (), "no word makes a hot board cool"
+
+
+@given(
+    st.sampled_from([None, True, False]), st.sampled_from([None, 30.0, 99.0]), st.sampled_from([None, 5.0, 900.0]),
+    st.sampled_from([None, True, False]), st.booleans(),
+)  # fmt: skip
+def test_whoever_writes_the_offered_lines_down_is_offered_none_after_that(charging, heat, idle, metered, trusted):
+    readings = {"charging": Reading(charging), "celsius": Reading(heat), "battery_celsius": Reading(None),
+                "idle_s": Reading(idle), "metered": Reading(metered)}  # fmt: skip
+    offered = told(trusted=trusted, **readings)
+    written = tomllib.loads(owners_words(offered.settings))
+    trusts = trusted or written.pop("clock", "ntp") == "rtc"
+    after = told(dataclasses.replace(POLICY, **written), trusted=trusts, **readings)
+    assert after.settings == () and not any(stop.code.endswith("_unknown") for stop in after.decision.stops)
 
 
 def test_a_running_training_is_stopped_by_what_is_said():

@@ -4,6 +4,7 @@ import dataclasses
 import sqlite3
 from contextlib import closing
 
+import msgspec
 import pytest
 
 from edge_runtime import personal_task
@@ -116,7 +117,7 @@ def test_a_training_in_memory_is_not_queued_after_another_process_forgot(tmp_pat
                 forget(world)
             return self.inner.read(now)
 
-    world.agent._ports = dataclasses.replace(world.agent._ports, sensors=Sensors(world.sensors))
+    world.plugged = Sensors(world.sensors)
     report = world.agent.turn()
     assert "forgotten" in report.refused and report.update_queued == ""
     assert report.phase == "resting"
@@ -324,3 +325,26 @@ def test_a_keyboard_that_is_open_does_not_write_weights_after_another_process_fo
             personal_records.write(world.home, store, before, record)
     assert list((world.home / "personal").iterdir()) == []
     world.agent.abandon()
+
+
+def test_a_home_that_is_told_to_forget_between_two_pieces_of_an_update_sends_no_further_one(tmp_path):
+    world = World(tmp_path / "home")
+    world.settings = msgspec.structs.replace(world.settings, chunk_bytes=1024)
+    world.kill()
+    world.type_text()
+
+    class Sensors:
+        told = False
+
+        def read(self, now):
+            # The first piece is on its way, and it is asked whether the next may follow.
+            if not self.told and any("/up/" in message.topic for message in world.agent._ports.transport.outgoing):
+                self.told = True
+                forget(world)
+            return world.sensors.read(now)
+
+    world.plugged = Sensors()
+    reports = world.night()
+    assert world.plugged.told and "forgotten" in [name for report in reports for name in report.refused]
+    assert all(not update.chunks for update in world.aggregator.updates.values())
+    nothing_is_left(world)

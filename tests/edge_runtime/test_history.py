@@ -62,7 +62,7 @@ def test_the_table_has_units_in_its_headers_and_the_owners_time(home):
     text = history(home, "", 0).text
     assert "WHEN (ASIA/KATHMANDU)" in text and "2027-01-15 13:45" in text
     assert "TRAINING S" in text and "SENT BYTES" in text and "ENERGY WH (EST.)" in text
-    assert "waits for its receipt" in text and "nothing sent" in text
+    assert "no receipt yet" in text and "nothing sent" in text
 
 
 def test_a_limit_shows_the_newest_and_says_how_many_there_are(home):
@@ -137,3 +137,12 @@ def test_a_since_that_means_nothing_is_refused_with_an_example(text):
 def test_a_negative_limit_is_refused(home):
     with pytest.raises(CommandError, match="--limit is 0 or more, got -1"):
         history(home, "", -1)
+
+
+def test_what_an_aggregator_dated_beyond_every_calendar_is_shown_all_the_same(home):
+    store = StateStore(home / "state.db")
+    with store.transaction() as connection:
+        connection.execute("UPDATE participation SET at = ?, sent_at = ?", (float(1 << 40), float(1 << 40)))
+    store.close()
+    told = history(home, "", 0)
+    assert told.data["items"][0]["at"].startswith("9998-12-31") and "9999" in told.text

@@ -1,7 +1,9 @@
 """The link's own rules over a transport in memory: when it connects, what a broken upload costs, what outlives it."""
 
+import math
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -262,3 +264,10 @@ def test_a_full_disk_costs_the_memory_and_not_the_link(bench):
 @pytest.mark.parametrize("data", [None, b"", b"\xc1", b"\x80", b"\x81\xa8attempts\xa1x"])
 def test_a_memory_that_cannot_be_read_is_a_new_one(data):
     assert read_memory(data) == LinkMemory(limit_bytes=LIMIT_BYTES)
+
+
+@pytest.mark.parametrize("broken", [
+    {"rate": math.inf}, {"rate": math.nan}, {"rate": -1.0}, {"rate": 1e300}, {"attempts": -1}, {"limit_bytes": -1},
+])  # fmt: skip
+def test_a_memory_with_a_value_that_cannot_be_is_a_new_one(broken):
+    assert read_memory(msgspec.msgpack.encode(broken)) == LinkMemory()

@@ -161,7 +161,7 @@ def test_a_number_that_is_larger_than_any_is_unknown():
 
 
 def test_a_command_that_leaves_a_child_with_its_pipe_is_not_waited_for(tmp_path):
-    words = [script(tmp_path / "bin", "forks", "sleep 300 &\necho $! > \"$0.pid\"\necho '{\"n\": 1}'")]
+    words = [script(tmp_path / "bin", "forks", 'sleep 300 &\necho $! > "$0.pid"\necho \'{"n": 1}\'')]
     command, seen = BackgroundCommand(words, termux.to_answer), []
     asking = threading.Thread(
         target=lambda: seen.append(until(command.ask, lambda value: value is not None)), daemon=True

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +49,7 @@ def state(phase, **changes):
         held = {"evaluation": EVALUATION}
     if phase is Phase.REPORTING:
         held |= {"report": REPORT, "update_id": REPORT.report_id, "give_up_at": NOW + 3600}
-    return State(phase=phase, offer=offer, **{**held, **changes})
+    return State(phase=phase, **{"offer": offer, **held, **changes})
 
 
 def test_a_night_walks_through_every_phase_in_order():
@@ -262,3 +263,42 @@ def test_no_sequence_of_events_breaks_the_table(events, gaps):
         evaluates = at.phase in (Phase.EVALUATING, Phase.REPORTING)
         assert (at.offer is None) == (evaluates or at.phase in (Phase.RESTING, Phase.CHECKING_IN))
         assert (at.evaluation is not None) == evaluates
+
+
+@given(
+    st.sampled_from([
+        (Phase.CHECKING_IN, session.SentAway), (Phase.FETCHING, session.Declined), (Phase.FETCHING, session.BaseGone),
+        (Phase.TRAINING, session.CannotTrain), (Phase.EVALUATING, session.Declined),
+        (Phase.EVALUATING, session.CannotTrain), (Phase.EVALUATING, session.BaseGone),
+    ]),
+    st.integers(0, 1 << 40), st.integers(0, 1 << 40), st.floats(0, 1, exclude_max=True), st.floats(0, 1e12),
+)  # fmt: skip
+def test_who_got_no_work_asks_again_after_a_minute_at_least_and_a_month_at_most(row, earliest, latest, draw, until):
+    phase, kind = row
+    window = RetryWindow(earliest=earliest, latest=latest)
+    held = state(phase)
+    if held.offer is not None:
+        held = msgspec.structs.replace(held, offer=msgspec.structs.replace(OFFER, retry=window))
+    if held.evaluation is not None:
+        held = msgspec.structs.replace(held, evaluation=msgspec.structs.replace(EVALUATION, retry=window))
+    event = dataclasses.replace(EVENTS[kind], now=NOW, draw=draw)
+    if kind is session.Declined:
+        event = dataclasses.replace(event, not_before=until)
+    if kind is session.SentAway:
+        event = dataclasses.replace(event, reply=msgspec.structs.replace(event.reply, retry=window))
+    after, _ = step(held, event)
+    assert after.phase is Phase.RESTING
+    assert NOW + session.SHORTEST_WAIT_S <= after.not_before <= NOW + session.LONGEST_WAIT_S
+    assert not session.due(after, NOW + session.SHORTEST_WAIT_S / 2)
+    assert session.due(after, NOW + session.LONGEST_WAIT_S)
+
+
+def test_no_window_of_a_settled_update_lasts_longer_than_a_month():
+    far = msgspec.structs.replace(OFFER, retry=RetryWindow(earliest=1 << 40, latest=1 << 40))
+    for phase, event in (
+        (Phase.SENDING, session.Answered(NOW, receipt("accepted"), 0.5)),
+        (Phase.SENDING, session.Undeliverable(NOW, 0.5, "too large")),
+        (Phase.TRAINING, dataclasses.replace(LOOK, now=NOW + 3600)),
+    ):
+        after, _ = step(state(phase, offer=far), event)
+        assert after == State(not_before=event.now + session.LONGEST_WAIT_S)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from edge_runtime.adapters.sensors import recorder
 from edge_runtime.adapters.sensors.recorder import RecordingSensors
 from edge_runtime.eligibility import Moment, Policy, Reading, Standing, Usage, decide
-from edge_runtime.trace import MAX_LINE_BYTES, Look, TraceInvalid, decode_looks, encode_look, replay
+from edge_runtime.trace import LAST_S, MAX_LINE_BYTES, Look, TraceInvalid, decode_looks, encode_look, replay
 from tests.edge_runtime.fakes import GOOD, FakeClock, FakeSensors, Fuse
 from tests.edge_runtime.test_eligibility import NIGHT, POLICY, READINGS
 
@@ -81,6 +82,25 @@ def test_a_recording_misses_no_flip_and_repeats_nothing_within_seconds(tmp_path)
     assert all(look.training and look.usage.starts == 1 for look in looks)
 
 
+class SettingClock(FakeClock):
+    believed = False
+
+    def trusted(self):
+        return self.believed
+
+
+def test_a_recording_misses_not_the_moment_in_which_the_clock_is_believed(tmp_path):
+    clock = SettingClock(NIGHT)
+    wrapped = RecordingSensors(
+        FakeSensors(Fuse()), clock, tmp_path / "trace", usage=lambda now: Usage(), training=lambda: False
+    )
+    for clock.believed in (False, False, True, True):
+        wrapped.read(clock.now())
+        clock.time += 0.5
+    looks = list(decode_looks((tmp_path / "trace").read_bytes().splitlines()))
+    assert [(look.moment.now - NIGHT, look.moment.trusted) for look in looks] == [(0.0, False), (1.0, True)]
+
+
 def test_a_recording_ends_where_its_file_would_grow_too_large_and_the_night_goes_on(tmp_path):
     path = tmp_path / "trace"
     path.write_bytes(bytes(recorder.MAX_BYTES - 10))
@@ -107,3 +127,15 @@ def test_the_longest_look_fits_its_line():
 def test_a_policy_with_no_wait_decides_on_a_single_look():
     [(_, decision)] = list(replay([LOOK], Policy(night_start=0, night_end=0, settle_s=0.0)))
     assert decision.may_train
+
+
+def test_a_look_at_the_end_of_time_is_read_in_every_zone_and_a_later_one_is_refused():
+    last = dataclasses.replace(LOOK.moment, now=LAST_S)
+    line = encode_look(msgspec.structs.replace(LOOK, moment=last))
+    for zone in ("Pacific/Kiritimati", "Etc/GMT+12"):
+        for start, end in ((23 * 60, 6 * 60), (0, 0)):
+            policy = Policy(time_zone=zone, night_start=start, night_end=end)
+            assert len(list(replay(decode_looks([line]), policy))) == 1
+    later = dataclasses.replace(last, now=LAST_S + 1)
+    with pytest.raises(TraceInvalid, match="1970 and 9998"):
+        list(decode_looks([encode_look(msgspec.structs.replace(LOOK, moment=later))]))

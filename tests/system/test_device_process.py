@@ -173,3 +173,22 @@ def test_forgetting_reaches_the_trainer_and_nothing_of_the_training_is_sent(flee
     assert device.call("status")["examples_words"] == 0
     assert fleet.host.count_accepted() == (0, 0)
     assert not list(device.home.glob("checkpoint*"))
+
+
+def test_a_device_with_nothing_to_do_starts_itself_anew_as_a_small_process_and_wakes_by_itself(fleet_and_device):
+    fleet, device = fleet_and_device
+    device.play(charging=False)
+    device.start()
+    process = device.process.pid
+    maps = Path(f"/proc/{process}/maps")
+    # A minute of rest, then the same process is another program; cryptography is gone from it.
+    wait_until(lambda: "cryptography" in maps.read_text(), 20)
+    wait_until(lambda: "cryptography" not in maps.read_text() and "msgspec" in maps.read_text(), 100)
+    assert device.process.poll() is None
+    refused = subprocess.run(
+        [sys.executable, "-m", "edge_runtime.cli", "run", "--once", "--home", str(device.home)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 4 and "runs in" in refused.stderr
+    device.end()
+    assert fleet.host.count_accepted() == (0, 0)

@@ -1,8 +1,8 @@
 """Writing a trace of what the sensors said: a wrapper around the Sensors port, for an owner who wants to know why.
 
 The rules:
-- a look is written when a reading's value or the training has changed, and else once in `EVERY_S`: no flip is missed,
-  and a night takes some megabytes at most;
+- a look is written when a reading's value, the training, its lease or whether the clock is believed has changed, and
+  else once in `EVERY_S`: no flip is missed, and a night takes some megabytes at most;
 - the file ends at `MAX_BYTES`, and recording ends with it. A write that fails ends it, too: the night goes on without a
   trace;
 - the lines are appended, so a trace may hold several nights; they are not synced one by one.
@@ -53,17 +53,23 @@ class RecordingSensors:
         return readings
 
     def _record(self, now: float, readings: Readings) -> None:
-        training, elapsed = self._training(), self._clock.elapsed()
-        seen = (training, *(_value(getattr(readings, name)) for name in Readings.__dataclass_fields__))
+        moment = Moment(now, self._clock.elapsed(), self._clock.trusted())
+        training, lease_until, elapsed = self._training(), self._lease_until(), moment.elapsed
+        seen = (
+            training,
+            lease_until,
+            moment.trusted,
+            *(_value(getattr(readings, name)) for name in Readings.__dataclass_fields__),
+        )
         if seen == self._seen and 0.0 <= elapsed - self._written_at < EVERY_S:
             return
         self._seen, self._written_at = seen, elapsed
         look = Look(
-            moment=Moment(now, elapsed, self._clock.trusted()),
+            moment=moment,
             readings=readings,
             usage=self._usage(now),
             training=training,
-            lease_until=self._lease_until(),
+            lease_until=lease_until,
         )
         try:
             with self._path.open("ab") as file:
