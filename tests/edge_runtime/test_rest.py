@@ -84,10 +84,9 @@ def test_looks_at_rest_count_for_the_agent_that_follows(world):
     world.settings = msgspec.structs.replace(world.settings, policy=policy)
     world.clock.time += 1300.0
     rest = rest_of(world, 0.0)
-    for _ in range(9):
+    for _ in range(10):
         assert not rest.wants_agent(rest.look())
         world.clock.time += 100.0
-    world.clock.time += 100.0
     assert rest.look().may_train and rest.standing.good_since is not None
     rest.close()
 
