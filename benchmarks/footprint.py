@@ -5,8 +5,8 @@
   steps of the same network and batch size in a process of its own. Memory is the sum of the resident sets of agent and
   child (pages that both share count twice: against us), sampled every 50 ms; `peak_ratio` is the larger of the exact
   and the sampled one;
-- idle: the same command on an enrolled home at rest, 10 s after its start, no broker in reach; beside it Flower's
-  SuperNode and NVFlare's client, each with the processes it starts, where their environments are there;
+- idle: the same command on an enrolled home by day, unplugged, when it has been at rest for two minutes; beside it
+  Flower's SuperNode and NVFlare's client, each with the processes it starts, where their environments are there;
 - cold start: CPU seconds of that command until it says what it waits for;
 - stop: the charger's file says unplugged, at random moments of a training. `stop_ms` is until the child trains no more:
   gone, or stopped by the supervisor, after which it may only write its checkpoint; `last_tick_ms` is until it is gone,
@@ -14,7 +14,7 @@
 - bytes: a day at rest over a counting proxy to mosquitto: one check-in cycle (turned away) is counted, and a minute of
   a connection that stands; the day is as many cycles as the shortest retry windows leave room for in a night.
 
-Run: python -m benchmarks.footprint [--stops 110] [--starved-stops 50]. The last line is one JSON object.
+Twenty minutes, most of them waiting. Run: python -m benchmarks.footprint [--stops 110] [--starved-stops 50]. The last line is one JSON object.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from benchmarks.process_watch import Memory, Peak, cpu_of, memory_of, tree_of
 from edge_runtime.adapters.child_trainer import ChildTrainer
 from edge_runtime.agent import Agent
 from edge_runtime.config import read_settings
-from edge_runtime.running import WATCH_S
+from edge_runtime.running import REST_AFTER_S, RESTING_S, WATCH_S
 from edge_runtime.session import Phase
 from edge_runtime.wiring import real_ports
 from wire_contract.messages import Plan
@@ -110,7 +110,8 @@ def night_peak(folder: Path, signature: str) -> Peak:
     drain(process)
     peak = Peak(process.pid)
     until = time.monotonic() + PATIENCE_S
-    stop_once(home, process.pid, until)
+    if signature == "train":
+        stop_once(home, process.pid, until)
     while home.session().phase is Phase.TRAINING:
         if process.poll() is not None or time.monotonic() > until:
             end(process)
@@ -138,24 +139,35 @@ def keras_peak() -> Peak:
     return peak.close()
 
 
-def cold_start(folder: Path) -> tuple[float, Memory, list[Memory]]:
-    """Return CPU seconds to ready, memory at rest, and samples of it."""
+def cold_start(folder: Path) -> tuple[float, Memory]:
+    """Return CPU seconds until the agent says what it waits for, and its memory then."""
     home = NightHome(folder)
     process = run_agent(home)
     assert process.stderr is not None
     said = process.stderr.readline()
     cpu_s = cpu_of(process.pid)
-    if not said:
-        raise SystemExit("the agent said nothing")
     drain(process)
-    samples = []
-    for _ in range(2):
-        time.sleep(5)
-        found = memory_of(process.pid)
-        if found is not None:
-            samples.append(found)
+    time.sleep(2)
+    memory = memory_of(process.pid)
     end(process)
-    return cpu_s, samples[-1], samples
+    if not said or memory is None:
+        raise SystemExit("the agent said nothing")
+    return cpu_s, memory
+
+
+def at_rest(folder: Path) -> Memory:
+    """Return the memory of the command by day: unplugged, and so long at rest that it has started itself anew."""
+    home = NightHome(folder)
+    add_text(home)
+    home.unplug()
+    process = run_agent(home)
+    drain(process)
+    time.sleep(REST_AFTER_S + 2 * RESTING_S + 10)
+    memory, alone = memory_of(process.pid), len(tree_of(process.pid)) == 1
+    end(process)
+    if memory is None or not alone:
+        raise SystemExit("the agent is not one process at rest")
+    return memory
 
 
 class Busy:
@@ -291,7 +303,8 @@ def main() -> None:
         exact, sampled = night_peak(folder / "exact", "train"), night_peak(folder / "sampled", "train_sampled")
         keras = keras_peak()
         starts = [cold_start(folder / f"cold{number}") for number in range(5)]
-        idle = max((memory for _, memory, _ in starts), key=lambda each: each.rss_mb)
+        agent = max((memory for _, memory in starts), key=lambda each: each.rss_mb)
+        idle = at_rest(folder / "rest")
         quiet = summary(stops(folder / "stops", asked.stops, 0, asked.seed))
         starved = summary(stops(folder / "starved", asked.starved_stops, 4, asked.seed + 1))
         day = idle_bytes.measure(folder / "bytes")
@@ -301,13 +314,14 @@ def main() -> None:
     for label, peak in (("a night, exact softmax", exact), ("a night, sampled softmax", sampled), ("Keras", keras)):
         ratio = peak.rss_mb / keras.rss_mb
         print(f"{label:<44}{peak.rss_mb:>8.1f}{peak.pss_mb:>8.1f}{peak.processes:>11}{ratio:>9.3f}")
-    print(f"{'the agent at rest':<44}{idle.rss_mb:>8.1f}{idle.pss_mb:>8.1f}{1:>11}")
+    for label, memory in (("the agent at rest", idle), ("the agent between two turns of a night", agent)):
+        print(f"{label:<44}{memory.rss_mb:>8.1f}{memory.pss_mb:>8.1f}{1:>11}")
     for label, peer in peers.items():
         if isinstance(peer, dict):
             print(f"{label + ' at rest':<44}{peer['rss_mb']:>8.1f}{peer['pss_mb']:>8.1f}{peer['processes']:>11}")
         else:
             print(f"{label + ' at rest':<44}{peer}")
-    cold = max(cpu_s for cpu_s, _, _ in starts)
+    cold = max(cpu_s for cpu_s, _ in starts)
     print(f"cold start, the slowest of {len(starts)}: {cold:.2f} s of CPU")
     for label, made in (("stops", quiet), ("stops beside four busy processes", starved)):
         print(f"{label}: " + ", ".join(f"{key} {value}" for key, value in made.items()))
@@ -317,7 +331,8 @@ def main() -> None:
         "peak_ratio_sampled": round(ratios["sampled"], 3), "peak_mb_exact": round(exact.rss_mb, 1),
         "peak_mb_sampled": round(sampled.rss_mb, 1), "peak_mb_keras": round(keras.rss_mb, 1),
         "peak_pss_mb": [round(each.pss_mb, 1) for each in (exact, sampled, keras)], "memory": "RSS, agent + child",
-        "idle_mb": round(idle.rss_mb, 1), "idle_pss_mb": round(idle.pss_mb, 1), "peers": peers,
+        "idle_mb": round(idle.rss_mb, 1), "idle_pss_mb": round(idle.pss_mb, 1),
+        "agent_mb": round(agent.rss_mb, 1), "agent_pss_mb": round(agent.pss_mb, 1), "peers": peers,
         "cold_start_cpu_s": round(cold, 2), "stop_ms_p99": max(quiet["stop_ms_p99"], starved["stop_ms_p99"]),
         "quiet": quiet, "starved": starved, "idle_bytes_day": day["bytes_day"], "day": day, "steps": STEPS,
         "machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version(),

@@ -69,7 +69,9 @@ def answer_check_in(
 ) -> TaskReply:  # fmt: skip
     """Return the offer or the reason why there is no work now; a new lease and the window told are stored."""
     reply = _reply(records, population, device, check_in, keys, load, now)
-    records.set_retry(device.device, reply.retry.earliest, reply.retry.latest)
+    if check_in.capabilities:
+        # A device that names none asks for the time alone: the window is for who asks for work.
+        records.set_retry(device.device, reply.retry.earliest, reply.retry.latest)
     return reply
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime import job_outcome, personal_task, session, session_row
+from edge_runtime import job_outcome, news, personal_task, session, session_row
 from edge_runtime.adapters import checkpoints, files, vector_files
 from edge_runtime.adapters.example_store import SqliteExampleStore
 from edge_runtime.adapters.ledger_rows import LedgerRows
@@ -64,7 +64,7 @@ from edge_runtime.session_journal import SessionJournal
 from edge_runtime.session_row import SessionRow
 from edge_runtime.turn_report import Notes, TurnReport
 from edge_runtime.upload import Upload
-from edge_runtime.version_keeper import VersionKeeper, name_of, read_seen_at
+from edge_runtime.version_keeper import VersionKeeper, name_of
 from edge_runtime.workbench import Workbench
 from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest
@@ -75,7 +75,7 @@ from wire_contract.messages import (
     encode_message,
 )
 
-LINK, NEWS = "link", "news"
+LINK = "link"
 PERSONAL_AGAIN_S = 1800.0
 # A killed agent forgets at most so many seconds of training that the night has used.
 USAGE_WRITTEN_S = 60.0
@@ -116,7 +116,7 @@ class Agent:
         self._bench = Workbench(home, ports.trainer, self._store, self._row, self._ledger, self._budget, ports.clock)
         self._keeper = VersionKeeper(
             home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild,
-            seen_at=read_seen_at(self._store.get(NEWS)), remember=self._remember_news,
+            seen_at=news.seen_at(self._store), remember=self._remember_news,
         )  # fmt: skip
         self._link = Link(
             ports.transport, self.identity, self.enrolled.population, ports.trainer.runtime, ports.clock, ports.entropy,
@@ -243,7 +243,7 @@ class Agent:
         self._store.put(LINK, encode_memory(memory), times_forgotten=self._row.times_forgotten)
 
     def _remember_news(self, seen_at: float) -> None:
-        self._store.put(NEWS, repr(seen_at).encode(), times_forgotten=self._row.times_forgotten)
+        self._store.put(news.NAME, repr(seen_at).encode(), times_forgotten=self._row.times_forgotten)
 
     def _save_usage(self) -> None:
         try:

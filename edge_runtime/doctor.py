@@ -25,8 +25,9 @@ from edge_runtime.explain_commands import hint_of_settings
 from edge_runtime.explanation import explain
 from edge_runtime.history import STATE_FILE
 from edge_runtime.identity import NotEnrolled
-from edge_runtime.model_slots import Track, VersionRefused
+from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError
+from wire_contract.topics import Track
 
 FREE_BYTES = 32 * 1024 * 1024
 CONNECT_S = 3.0

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import backoff, public_files, session
+from edge_runtime import backoff, news, public_files, session
 from edge_runtime.model_chunks import ModelChunks, Transfer
 from edge_runtime.model_slots import Check, Held, ModelSlots, Rebuild, VersionRefused
 from edge_runtime.ports import (
@@ -37,7 +37,6 @@ from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest
 from wire_contract.messages import Enrolled, EvaluationOffer, ModelChunk, TaskOffer
 from wire_contract.topics import Track
 
-REFRESH_POLL_S = 6 * 3600.0
 REFUSED_S = 3600.0
 ENVELOPE_SLACK_BYTES = 1024
 
@@ -58,14 +57,6 @@ class CountedDownloads:
         for piece in chunks:
             self.bytes_down += len(piece)
             yield piece
-
-
-def read_seen_at(data: bytes | None) -> float:
-    """Return when news were seen last, as it was remembered; 0 if it was not, or cannot be read."""
-    try:
-        return float(data or 0.0)
-    except ValueError:
-        return 0.0
 
 
 class VersionKeeper:
@@ -105,7 +96,7 @@ class VersionKeeper:
     @property
     def wants_news(self) -> bool:
         """Whether a refresh waits to be installed, or none was announced for six hours."""
-        return self._refresh is not None or not 0.0 <= self._clock.now() - self._seen_at < REFRESH_POLL_S
+        return self._refresh is not None or news.due(self._seen_at, self._clock.now())
 
     def announce(self, track: Track, signed: bytes) -> None:
         """Take note of a retained announcement."""
@@ -118,7 +109,7 @@ class VersionKeeper:
     def _see(self, now: float) -> None:
         # Durable, so that an agent that is started again and again does not connect each time; but not for each news.
         self._seen_at = now
-        if not 0.0 <= now - self._remembered_at < REFRESH_POLL_S / 6:
+        if not 0.0 <= now - self._remembered_at < news.POLL_S / 6:
             self._remember(now)
             self._remembered_at = now
 

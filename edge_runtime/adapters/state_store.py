@@ -81,7 +81,7 @@ class StateStore:
     def get(self, name: str) -> bytes | None:
         """Return a value, or None."""
         try:
-            row = self.connection.execute("SELECT value FROM memory WHERE name = ?", (name,)).fetchone()
+            row = self.connection.execute("SELECT CAST(value AS BLOB) FROM memory WHERE name = ?", (name,)).fetchone()
         except sqlite3.Error as e:
             raise translate(e, str(self.path)) from e
         return None if row is None else bytes(row[0])
@@ -124,7 +124,10 @@ class StateStore:
         """Return what a night has used so far."""
         try:
             row = self.connection.execute(
-                "SELECT training_s, sent_bytes, cpu_s, written_bytes, starts FROM usage WHERE night = ?", (night,)
+                # A cell of another type, on a disk that rots, counts as what it can be read as.
+                "SELECT CAST(training_s AS REAL), CAST(sent_bytes AS INTEGER), CAST(cpu_s AS REAL),"
+                " CAST(written_bytes AS INTEGER), CAST(starts AS INTEGER) FROM usage WHERE night = ?",
+                (night,),
             ).fetchone()
         except sqlite3.Error as e:
             raise translate(e, str(self.path)) from e

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime import residual as residuals
-from edge_runtime.adapters.files import remove, write_atomically
+from edge_runtime.adapters import vector_files
+from edge_runtime.adapters.files import write_atomically
 from edge_runtime.adapters.state_store import StateStore, translate
 from edge_runtime.ports import StorageFailed
 from edge_runtime.residual import Residual
@@ -91,13 +92,4 @@ class Vectors:
 
     def sweep(self) -> None:
         """Delete the files that no row names. Raises `StorageFailed` if one cannot be deleted."""
-        try:
-            named = {row[0] for row in self._store.connection.execute("SELECT file FROM vector")}
-            paths = list(self._folder.iterdir()) if self._folder.is_dir() else []
-        except sqlite3.Error as e:
-            raise translate(e, "the residual") from e
-        except OSError as e:
-            raise StorageFailed(f"{self._folder} cannot be read: {e}") from e
-        for path in paths:
-            if path.name not in named:
-                remove(path)
+        vector_files.sweep(self._folder, self._store)
