@@ -122,6 +122,12 @@ def test_a_device_whose_offer_was_lost_gets_the_same_offer_again(aggregator):
     assert (second.lease, second.deadline) == (first.lease, first.deadline) and second.nonce != first.nonce
 
 
+def test_a_question_for_the_time_alone_keeps_no_device_from_asking_for_work(aggregator):
+    phone = phones(aggregator, 1)[0]
+    assert isinstance(check_in(phone, capabilities=()), TurnedAway)
+    assert isinstance(check_in(phone, capabilities=CAPABILITIES), TaskOffer)
+
+
 def test_a_device_that_does_not_know_the_task_trains(aggregator):
     phone = phones(aggregator, 1)[0]
     ask(aggregator)

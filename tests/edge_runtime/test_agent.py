@@ -16,7 +16,7 @@ from edge_runtime.eligibility import Reading
 from edge_runtime.identity import NotEnrolled, load
 from edge_runtime.ports import Outgoing
 from edge_runtime.version_delta import rebuild
-from edge_runtime.version_keeper import VersionKeeper, read_seen_at
+from edge_runtime.version_keeper import VersionKeeper
 from tests.edge_runtime.fakes import MIDNIGHT, Killed, World
 from wire_contract import envelope
 from wire_contract.manifest import encode_manifest
@@ -705,4 +705,3 @@ def test_that_news_were_seen_is_written_once_an_hour_and_not_for_each_announceme
         world.clock.time = MIDNIGHT + passed
         keeper.announce("refresh", b"whatever")
     assert [when - MIDNIGHT for when in written] == [0.0, 3700.0]
-    assert [read_seen_at(data) for data in (None, b"", b"nonsense", b"1.5e9")] == [0.0, 0.0, 0.0, 1.5e9]

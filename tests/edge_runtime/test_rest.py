@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_runtime import news
+from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.eligibility import Reading
 from edge_runtime.news import POLL_S
 from edge_runtime.rest import SHORTEST_REST_S, Rest
@@ -100,3 +102,13 @@ def test_a_device_at_rest_has_loaded_neither_cryptography_nor_a_network_nor_nump
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_time_of_news_that_rotted_counts_as_never(tmp_path):
+    store = StateStore(tmp_path / "state.db")
+    seen = []
+    for value in (b"", b"nonsense", b"1.5e9"):
+        store.put(news.NAME, value, times_forgotten=0)
+        seen.append(news.seen_at(store))
+    store.close()
+    assert seen == [0.0, 0.0, 1.5e9]
