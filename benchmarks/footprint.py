@@ -14,7 +14,8 @@
 - bytes: a day at rest over a counting proxy to mosquitto: one check-in cycle (turned away) is counted, and a minute of
   a connection that stands; the day is as many cycles as the shortest retry windows leave room for in a night.
 
-Twenty minutes, most of them waiting. Run: python -m benchmarks.footprint [--stops 110] [--starved-stops 50]. The last line is one JSON object.
+Run: python -m benchmarks.footprint [--stops 110] [--starved-stops 50], twenty minutes, most of them waiting.
+The last line is one JSON object.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from cloud_aggregator.schedule import next_due
 from cloud_aggregator.server_optimizer import OptimizerSettings
 from wire_contract.codec import check_plan
 from wire_contract.errors import ContractError
-from wire_contract.messages import Plan, Share
+from wire_contract.messages import LOCAL_RULES, Plan, Share
 from wire_contract.patch import MAX_KEEP, SMALLEST_KEEP
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -97,6 +97,10 @@ def check_population(settings: PopulationSettings) -> None:
         check_plan(settings.plan.codec)
     except ContractError as e:
         wrong.append(f"plan.codec: {e}")
+    unknown = sorted({rule.name for rule in settings.plan.rules} - LOCAL_RULES)
+    if unknown:
+        known = ", ".join(sorted(LOCAL_RULES))
+        wrong.append(f"plan.rules are names that devices know ({known}), got {', '.join(unknown)}")
     if settings.plan.codec.index_set:
         wrong.append("plan.codec.index_set is the aggregator's to name, leave it out")
     if settings.plan.codec.basis:

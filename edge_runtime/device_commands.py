@@ -47,7 +47,7 @@ def open_agent(
     except NotEnrolled as e:
         raise _not_enrolled(str(e)) from e
     except PortError as e:
-        raise CommandError(str(e), code="HOME_BROKEN") from e
+        raise CommandError(str(e), code="HOME_BROKEN", hint="edge-runtime doctor") from e
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def opened(home: Path) -> Iterator[Agent]:
     try:
         yield agent
     except PortError as e:
-        raise CommandError(str(e), code="HOME_BROKEN") from e
+        raise CommandError(str(e), code="HOME_BROKEN", hint="edge-runtime doctor") from e
     finally:
         agent.abandon()
 
@@ -200,4 +200,5 @@ def add(home: Path, text: str, *, learn: bool) -> Result:
         messages = sys.stdin.read().splitlines() if text == "-" else [text]
         clock = real_ports(home, read_settings(home), only_looks=True).clock
         stored = agent.examples.add_many(messages, clock.now(), learn=learn, trusted=clock.trusted())
-        return Result({"sentences_stored": stored, "examples_words": agent.examples.count_words()})
+        reason = "" if stored or not learn else "no word of it is in the model's vocabulary"
+        return Result({"sentences_stored": stored, "examples_words": agent.examples.count_words(), "reason": reason})

@@ -42,6 +42,13 @@ class Stretch:
 
 UNSEEN = "no_look"
 
+# One thing at a time (`session`): while it waits for the aggregator, no condition is what it waits for.
+_WAITING = {
+    Phase.CHECKING_IN: "It has asked for work and waits for the answer",
+    Phase.SENDING: "An update waits to be sent, or for its receipt",
+    Phase.REPORTING: "An evaluation's report waits to be sent, or for its receipt",
+}
+
 
 def explain_now(home: Path) -> Result:
     """Return the three sentences. Raises `CommandError`."""
@@ -84,6 +91,9 @@ def _told(agent: Agent, explanation: Explanation, now: float, home: Path) -> Res
         elif not agent.count_words():
             stops = "It does not train because there is no text to learn from yet."
             change = "Typing, or edge-runtime add, would change that."
+        elif state.phase in _WAITING:
+            stops = f"{_WAITING[state.phase]}, and it asks for nothing else before that."
+            change = "The aggregator's answer; edge-runtime doctor says whether the broker answers."
     window = explanation.next_window
     data = {
         "stops": stops,

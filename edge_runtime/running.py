@@ -60,6 +60,8 @@ def run(home: Path, *, once: bool, wait_s: float, record: Path | None = None, an
         if once:
             return _one_turn(home, wait_s, record)
         return _Life(home, wait_s, record, resting=resting, rested=lambda: anew(lock)).live()
+    except PortError as e:
+        raise CommandError(str(e), code="HOME_BROKEN", hint="edge-runtime doctor") from e
     finally:
         os.close(lock)
 
@@ -127,7 +129,8 @@ class _Life:
         while not self._stop.is_set():
             report = agent.turn(self._wait_s)
             self._turns += 1
-            self._say(report.phase, report.reason)
+            refused = f" ({', '.join(dict.fromkeys(report.refused))})" if report.refused else ""
+            self._say(report.phase, report.reason + refused)
             now = time.monotonic()
             worked = worked or agent.works or bool(report.training_steps)
             if report.phase != "resting" or report.connected or agent.works or report.may_train:
@@ -195,7 +198,7 @@ def _lock(home: Path) -> tuple[int, bool]:
     inherited = os.environ.pop(LOCK_VARIABLE, "")
     if not home.is_dir():
         hint = "edge-runtime enrol SERVER --token-file FILE"
-        message = f"{home} holds no device key: enrol it first"
+        message = f"{home} holds no device key"
         raise CommandError(message, exit_code=ExitCode.REFUSED, code="NOT_ENROLLED", hint=hint)
     path = home / "run.lock"
     if inherited.isdigit() and _is_open_at(int(inherited), path):

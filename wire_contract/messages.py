@@ -72,8 +72,8 @@ class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalRule(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule of the local training beside plain SGD, by name (the device's docs/trainer.md lists them): "momentum",
-    "proximal", "clip", "freeze", ... `value` is its number, `tensors` the fleet tensors that it is about, if any.
+    """One rule of the local training beside plain SGD, by name (`LOCAL_RULES`). `value` is its number, `tensors` are the
+    fleet tensors that it is about, if it is about some.
 
     A device that does not know a name refuses the plan by that name; check-ins name the rules that a device knows.
     """
@@ -463,6 +463,11 @@ def capabilities_needed(plan: Plan) -> frozenset[str]:
         needed.add("plan:separation")
     return frozenset(needed)
 
+
+LOCAL_RULES = frozenset(
+    ("clip", "freeze", "max-steps", "momentum", "nesterov", "proximal", "schedule-cosine", "schedule-linear", "warm-up")
+)
+"""The names of local rules that this release's devices know; their maths is the device's alone."""
 
 EVALUATION_BUCKET = 10
 EVALUATION_CAPABILITY = "task:evaluate"

@@ -7,6 +7,8 @@ The rules:
 - after a migration with `scrub`, what it took out of the tables is taken out of the file and its log, too; until then
   the schema version stands there as a negative number, and no program uses the file;
 - `sqlite3` errors leave as `StorageFull` or `StorageFailed`, and nothing is half-written;
+- a file that cannot be opened for want of room is opened again once the ballast beside it was given back: without it a
+  device that starts on a full disk would have no state;
 - the log is emptied when it is longer than 1 MB, by us and not by SQLite, so that what was written can be counted.
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.adapters import files
+from edge_runtime.adapters import ballast, files
 from edge_runtime.ports import StorageFailed, StorageFull
 
 LOG_BYTES = 1 << 20
@@ -79,7 +81,8 @@ class Database(sqlite3.Connection):
 
 def translate(error: sqlite3.Error, what: str) -> StorageFull | StorageFailed:
     """Return the port's error for an SQLite error."""
-    if "full" in str(error):
+    # The first process that opens a file makes its shared memory; without room for that SQLite says "disk I/O error".
+    if "full" in str(error) or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
         return StorageFull(f"no room on the disk for {what}: {error}")
     return StorageFailed(f"{what}: {error}")
 
@@ -91,6 +94,15 @@ def open_database(path: Path, schema: str, version: int, migrations: Sequence[Mi
     `StorageFull` or `StorageFailed`; a file that was there is what it was then.
     """
     _check_order(migrations, version)
+    try:
+        return _open(path, schema, version, migrations)
+    except StorageFull:
+        if not ballast.release(path.parent):
+            raise
+    return _open(path, schema, version, migrations)
+
+
+def _open(path: Path, schema: str, version: int, migrations: Sequence[Migration]) -> Database:
     files.make_empty(path, 0o600)
     try:
         connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000, factory=Database)

@@ -13,7 +13,7 @@ from cloud_aggregator.config import PopulationSettings, check_population
 from cloud_aggregator.errors import InvalidSetting
 from cloud_aggregator.staleness import WEIGHTS, weight
 from wire_contract.codec import SparseVector
-from wire_contract.messages import Plan
+from wire_contract.messages import LocalRule, Plan
 
 SIZE = 12
 WEIGHT = st.sampled_from(WEIGHTS) | st.floats(2.0**-20, 1.0)
@@ -126,3 +126,9 @@ def test_the_clip_norm_of_a_population_stays_below_the_buffers_bound():
     assert 63.0 * (1 + NORM_SLACK) < MAX_MAGNITUDE
     with pytest.raises(InvalidSetting, match=r"plan\.clip_norm is at most 63\.0, got 64\.0"):
         check_population(PopulationSettings(plan=Plan(clip_norm=64.0)))
+
+
+def test_a_rule_that_no_device_knows_is_refused_by_its_name_before_it_starves_a_fleet():
+    check_population(PopulationSettings(plan=Plan(rules=(LocalRule(name="momentum", value=0.9),))))
+    with pytest.raises(InvalidSetting, match="momentun"):
+        check_population(PopulationSettings(plan=Plan(rules=(LocalRule(name="momentun", value=0.9),))))

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from edge_runtime import room
 from edge_runtime.adapters import ballast, files
 from edge_runtime.adapters.files import SystemFiles
+from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.ports import StorageFailed, StorageFull
 
 SIZE = 256 * 1024
@@ -105,3 +108,27 @@ def test_room_for_the_ballast_is_room_for_a_training_beside_it(free, model, size
 def test_a_negative_size_is_a_mistake_of_ours(free, model):
     with pytest.raises(ValueError, match="not negative"):
         room.enough(free, model)
+
+
+OPENS = """
+import resource, sys
+from pathlib import Path
+from edge_runtime.adapters.state_store import StateStore
+from edge_runtime.ports import StorageFull
+resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, resource.RLIM_INFINITY))
+try:
+    StateStore(Path(sys.argv[1]))
+except StorageFull as e:
+    print(e)
+"""
+
+
+def test_a_device_that_starts_on_a_full_disk_gives_its_ballast_back_before_it_gives_up(tmp_path):
+    # A limit on lengths stands for the disk: SQLite's shared memory does not fit in it, with or without a ballast.
+    path = tmp_path / "state.db"
+    StateStore(path).close()
+    before = path.read_bytes()
+    assert ballast.reserve(tmp_path, 1 << 16)
+    done = subprocess.run([sys.executable, "-c", OPENS, str(path)], capture_output=True, text=True, timeout=60)
+    assert "no room on the disk" in done.stdout, done.stderr
+    assert not (tmp_path / "ballast").exists() and path.read_bytes() == before

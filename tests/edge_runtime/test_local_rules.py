@@ -15,7 +15,7 @@ from edge_runtime.local_training import begin, draw_rows, generator, result_of, 
 from tests.edge_runtime.fakes import RUNTIME
 from tests.edge_runtime.test_local_training import MANIFEST, MODEL, PACKED, RUNNER, STREAM
 from wire_contract.layout import Layout
-from wire_contract.messages import LocalRule, Plan
+from wire_contract.messages import LOCAL_RULES, LocalRule, Plan
 
 TENSORS = [entry.name for entry in MANIFEST.tensors]
 HEAD_ONLY = LocalRule(name="freeze", tensors=tuple(name for name in TENSORS if name != "output_bias"))
@@ -313,7 +313,7 @@ def test_clip_and_proximal_stand_in_either_order_and_mean_different_things():
 
 def test_every_rule_is_a_capability_and_every_capability_a_rule():
     assert {name.removeprefix("rule:") for name in local_rules.CAPABILITIES} == {*local_rules.RULES, "sgd"}
-    assert set(EVERY_RULE) - {"all together"} == set(local_rules.RULES)
+    assert set(EVERY_RULE) - {"all together"} == set(local_rules.RULES) == set(LOCAL_RULES)
 
 
 def test_the_names_are_to_be_had_without_numpy():

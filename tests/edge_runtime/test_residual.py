@@ -41,7 +41,8 @@ def test_what_is_added_points_where_the_residual_does_is_no_longer_than_its_shar
     if keep == 0.0:
         assert added is None
         return
-    assert norm(added) <= min(keep * norm(kept.vector), clip_norm) * (1 + 1e-5)
+    # Below the normal float32 numbers a product is rounded by more than its 24 bits.
+    assert norm(added) <= min(keep * norm(kept.vector), clip_norm) * (1 + 1e-5) + 1e-36
     np.testing.assert_allclose(added * norm(kept.vector), kept.vector * norm(added), rtol=1e-3, atol=1e-6)
 
 
