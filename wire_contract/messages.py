@@ -72,8 +72,9 @@ class CodecPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalRule(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule of the local training beside plain SGD, by name (`LOCAL_RULES`). `value` is its number, `tensors` are the
-    fleet tensors that it is about, if it is about some.
+    """One rule of the local training beside plain SGD, by name (`LOCAL_RULES`).
+
+    `value` is its number, `tensors` are the fleet tensors that it is about, if it is about some.
 
     A device that does not know a name refuses the plan by that name; check-ins name the rules that a device knows.
     """
