@@ -41,7 +41,7 @@ test: environments ## the whole suite in .venv, then the edge suite in .venv-dev
 	@$(VENV)/bin/python -m pytest -m "not system" $(ARGS)
 	@$(DEVICE)/bin/python -m pytest -m "not system" tests/edge_runtime tests/wire_contract $(ARGS)
 
-test-system: environments ## slow stories with real processes, a browser or an emulator
+test-system: environments ## slow stories with real processes, power cuts, a browser or an emulator
 	@$(VENV)/bin/python -m pytest -m system $(ARGS)
 
 check: environments ## ruff, mypy (strict), import-linter

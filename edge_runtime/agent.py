@@ -5,7 +5,7 @@
     HOME/state.db                      session, usage, outbox with kept vectors (`adapters.state_store`)
     HOME/examples.db                   the person's examples (`adapters.example_store`)
     HOME/vectors/                      the residual (`adapters.vectors`)
-    HOME/checkpoint.npz                a training between two steps (`adapters.checkpoints`)
+    HOME/checkpoint-a.bin, -b.bin      a training between two steps (`adapters.checkpoints`)
     HOME/slots, models, manifests, templates, vocabularies/    the versions (`model_slots`)
     HOME/index_sets/ HOME/bases/       what plans name beside the base (`public_files`)
     HOME/personal/                     the person's own copy (`adapters.personal_copy`)

@@ -238,6 +238,7 @@ def test_a_full_disk_is_not_tried_again_at_once(tmp_path, full_disk):
     world.agent.abandon()
 
 
+@pytest.mark.system
 def test_an_operation_that_the_disk_refuses_is_said_by_name_and_done_again_whichever_it_is(memory):
     # `python -m benchmarks.crash_device --full` refuses every one of them.
     report = run_faults(memory, every=41)

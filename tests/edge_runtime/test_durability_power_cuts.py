@@ -134,6 +134,7 @@ def test_the_log_explains_the_disk_and_what_was_acknowledged_is_in_every_state(t
             assert all(tree == acknowledged for _, tree in model.states())
 
 
+@pytest.mark.system
 def test_no_power_cut_loses_doubles_or_half_activates_anything(memory):
     report = PowerCuts(memory, seed=2, most=3, every=18).run()
     assert report.verdict == Verdict(), report.verdict.problems

@@ -16,7 +16,6 @@ from fleet_simulator.nights import DAY_S
 from tests.system.test_fleet import BUNDLE, SETTINGS, people
 from wire_contract.messages import CodecPlan, Plan
 
-pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
 # Long enough to be interrupted: hundreds of steps of the tiny model.
 LONG = Plan(rows=64, epochs=100, learning_rate=0.05, clip_norm=10.0, example_cap=64, codec=CodecPlan(kept=0.02))
