@@ -14,6 +14,7 @@ from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result, table
 from edge_runtime import identity
+from edge_runtime.adapters.child_trainer import ChildTrainer, TrainerTerms
 from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
 from edge_runtime.adapters.lazy_runtime import runtime_name
 from edge_runtime.adapters.sensors.linux import LinuxSensors
@@ -62,6 +63,7 @@ def examine(home: Path) -> Result:
         _finding("disk", lambda: _disk(home)),
         _finding("interpreter", lambda: _interpreter(settings)),
         _finding("no TensorFlow", _no_tensorflow),
+        _finding("trainer", lambda: _trainer(home, settings)),
         *_conditions(home, settings),
         _finding("identity", lambda: _identity(home)),
         _finding("state", lambda: _state(home)),
@@ -120,6 +122,21 @@ def _interpreter(settings: Settings) -> str:
     if name == "none":
         raise _Amiss("none installed: pip install ai-edge-litert, or tflite-runtime on Python 3.11")
     return name
+
+
+def _trainer(home: Path, settings: Settings) -> str:
+    if settings.trainer != "child":
+        return "in the agent's own process, as the settings say"
+    trainer = ChildTrainer(home, SystemClock(writes=False), TrainerTerms(runtime=settings.runtime))
+    try:
+        limits = trainer.limits()
+    finally:
+        trainer.close()
+    if not limits:
+        raise _Amiss("its process does not start: edge-runtime run would say why on stderr")
+    without = [f"{limit.name} ({limit.detail})" for limit in limits if not limit.took_effect]
+    told = f"starts, {len(limits) - len(without)} of {len(limits)} limits hold"
+    return f"{told}; without: {', '.join(without)}" if without else told
 
 
 def _no_tensorflow() -> str:
