@@ -20,11 +20,11 @@ from edge_runtime.adapters.lazy_runtime import runtime_name
 from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.broker_address import parse_addresses
 from edge_runtime.config import SETTINGS_FILE, Settings, read_settings
-from edge_runtime.device_commands import open_agent
 from edge_runtime.eligibility import Moment, Policy, Reading, Readings, Standing, Stop, Usage
 from edge_runtime.explain_commands import hint_of_settings
 from edge_runtime.explanation import explain
 from edge_runtime.history import STATE_FILE
+from edge_runtime.home_opening import open_agent
 from edge_runtime.identity import NotEnrolled
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.ports import PortError

@@ -16,9 +16,9 @@ from cli_contract.result import Result, table
 from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import SETTINGS_FILE, Settings, read_settings
-from edge_runtime.device_commands import opened
 from edge_runtime.eligibility import Moment, Policy, Standing
 from edge_runtime.explanation import Explanation, explain, owners_words
+from edge_runtime.home_opening import opened
 from edge_runtime.session import Phase
 from edge_runtime.trace import MAX_LINE_BYTES, TraceInvalid, decode_looks, replay
 from edge_runtime.wiring import real_ports

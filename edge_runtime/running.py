@@ -85,7 +85,7 @@ class _Life:
         standing = self._rest(read_settings(self._home)) if self._resting else JUST_STARTED
         if self._stop.is_set():
             return Result({"turns": 0, "phase": "resting"})
-        from edge_runtime.device_commands import open_agent
+        from edge_runtime.home_opening import open_agent
 
         agent = open_agent(self._home, self._record, standing=standing)
         try:
@@ -163,7 +163,8 @@ class _Life:
 
 
 def _one_turn(home: Path, wait_s: float, record: Path | None) -> Result:
-    from edge_runtime.device_commands import as_data, open_agent
+    from edge_runtime.device_commands import as_data
+    from edge_runtime.home_opening import open_agent
     from edge_runtime.turn_report import merge
 
     sweep_litter(home)
