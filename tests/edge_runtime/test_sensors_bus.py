@@ -9,7 +9,7 @@ import pytest
 from jeepney import HeaderFields, MessageType, Parser, new_error, new_method_return
 
 from edge_runtime.adapters.clock import NetworkTime
-from edge_runtime.adapters.sensors import logind, network_manager
+from edge_runtime.adapters.sensors import logind, metered_link
 from edge_runtime.adapters.sensors.files import write_fixture
 from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.adapters.sensors.system_bus import RETRY_S, SystemBus
@@ -17,7 +17,7 @@ from edge_runtime.adapters.sensors.system_bus import RETRY_S, SystemBus
 NOW = 1_800_000_000.0
 IDLE = (logind.INTERFACE, "IdleHint")
 SINCE = (logind.INTERFACE, "IdleSinceHintMonotonic")
-METERED = (network_manager.SERVICE, "Metered")
+METERED = (metered_link.SERVICE, "Metered")
 
 
 class PlayedBus:
@@ -124,14 +124,14 @@ def test_a_session_in_use_is_no_idleness_and_an_idle_one_says_since_when(tmp_pat
 @pytest.mark.parametrize(("value", "metered"), [(0, None), (1, True), (2, False), (3, True), (4, False), (9, None)])
 def test_what_network_manager_says_or_guesses_about_the_link(tmp_path, bus, value, metered):
     bus.properties[METERED] = ("u", value)
-    assert network_manager.read_metered(SystemBus(tmp_path)) is metered
+    assert metered_link.read_metered(SystemBus(tmp_path)) is metered
 
 
 def test_a_property_of_another_type_or_none_at_all_is_unknown(tmp_path, bus):
     asked = SystemBus(tmp_path)
-    assert logind.read_idle_s(asked) is None and network_manager.read_metered(asked) is None
+    assert logind.read_idle_s(asked) is None and metered_link.read_metered(asked) is None
     bus.properties |= {IDLE: ("s", "yes"), METERED: ("b", True)}
-    assert logind.read_idle_s(asked) is None and network_manager.read_metered(asked) is None
+    assert logind.read_idle_s(asked) is None and metered_link.read_metered(asked) is None
     assert bus.questions == 4 and bus.connections == 1, "an answer that says no is no reason to hang up"
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_runtime.adapters.sensors import logind, network_manager, termux, under_voltage
+from edge_runtime.adapters.sensors import logind, metered_link, termux, under_voltage
 from edge_runtime.adapters.sensors.background_command import BackgroundCommand
 from edge_runtime.adapters.sensors.files import FileSensors
 from edge_runtime.adapters.sensors.system_bus import SystemBus
@@ -101,7 +101,7 @@ class LinuxSensors:
     def _metered(self, hook: Reading[bool]) -> Reading[bool]:
         if _fresh(hook):
             return hook
-        asked = self._ask(network_manager.SOURCE, network_manager.read_metered)
+        asked = self._ask(metered_link.SOURCE, metered_link.read_metered)
         if asked.value is not None:
             return asked
         if self._wifi is not None:
