@@ -180,7 +180,7 @@ def top3(file: bytes, manifest: Manifest, streams: Sequence[Sequence[int]]) -> f
     """Return the top-3 recall, in percent, of a version's int8 weights on held-out people's word ids."""
     from edge_runtime.adapters.interpreter import InterpreterRuntime
 
-    runner = InterpreterRuntime("auto").template(manifest.template_sha256, lambda: file)
+    runner = InterpreterRuntime("auto").template(manifest, lambda: file)
     packed = Layout.of(manifest).pack(read_tensors(file, manifest))
     return score(runner, manifest.signatures["evaluate"], packed, streams).top3
 

@@ -87,7 +87,7 @@ class Base:
 
     def runner(self) -> SignatureRunner:
         """Return an interpreter of the template's pure signatures."""
-        return InterpreterRuntime("litert").template(self.manifest.template_sha256, lambda: self.public.file)
+        return InterpreterRuntime("litert").template(self.manifest, lambda: self.public.file)
 
     def score(self, runner: SignatureRunner, file: bytes, tails: list[list[int]]) -> Score:
         """Return the score of a version's file, as int8, on id streams."""
@@ -194,7 +194,7 @@ def _make_converged(folder: Path, manifest: Manifest, vocabulary: Vocabulary, pu
     if path.exists():
         return
     streams = [_ids([m.text for m in person.messages], vocabulary) for person in halves()[0]]
-    runner: Model = InterpreterRuntime("litert").template(manifest.template_sha256, lambda: public.file)
+    runner: Model = InterpreterRuntime("litert").template(manifest, lambda: public.file)
     settings = LearningSettings(BASE_POPULATION, BASE_STEPS, seed=1, float32=True)
     versions: list[np.ndarray] = []
     layout = Layout.of(manifest)

@@ -39,7 +39,7 @@ def run(
     if words < offer.minimum_words:
         return Evaluated(words=0, hits1=0, hits3=0)
     try:
-        runner = WatchedRunner(runtime.template(manifest.template_sha256, lambda: held.data), may_go_on)
+        runner = WatchedRunner(runtime.template(manifest, lambda: held.data), may_go_on)
         packed = Layout.of(manifest).pack(read_tensors(held.data, manifest))
         found = score(runner, manifest.signatures["evaluate"], packed, streams)
     except NotNow:

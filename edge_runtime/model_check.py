@@ -36,11 +36,11 @@ def check(data: bytes, manifest: Manifest, runtime: ModelRuntime) -> None:
     if runtime.checked(manifest.sha256):
         return
     try:
-        template = runtime.template(manifest.template_sha256, lambda: data)
+        template = runtime.template(manifest, lambda: data)
         if not runtime.checked(manifest.template_sha256):
             _check_template(template, manifest)
             runtime.mark_checked(manifest.template_sha256)
-        _check_version(template, runtime.version(manifest.sha256, lambda: data), data, manifest)
+        _check_version(template, runtime.version(manifest, lambda: data), data, manifest)
     except (RuntimeFailed, ContractError, KeyError) as e:
         raise CheckFailed("does_not_run", f"version {manifest.version} does not run here: {e}") from e
     runtime.mark_checked(manifest.sha256)

@@ -37,7 +37,7 @@ def evaluate(model: Path, text: Path, manifest: Path | None, vocabulary: Path | 
         raise CommandError(f"{model} and its manifest do not fit: {e}", code="MALFORMED") from e
     streams = [words.encode_text(person) for person in _people(text)]
     try:
-        runner = InterpreterRuntime(runtime).template(stated.template_sha256, lambda: data)
+        runner = InterpreterRuntime(runtime).template(stated, lambda: data)
         found = score(runner, stated.signatures["evaluate"], packed, streams)
     except RuntimeFailed as e:
         raise CommandError(str(e), code="RUNTIME") from e

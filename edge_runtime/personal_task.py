@@ -110,7 +110,7 @@ class _Work:
         from edge_runtime.watched_runner import WatchedRunner
         from wire_contract.layout import Layout
 
-        runner = WatchedRunner(self.runtime.template(held.manifest.template_sha256, lambda: held.data), self.may_go_on)
+        runner = WatchedRunner(self.runtime.template(held.manifest, lambda: held.data), self.may_go_on)
         streams = [self.stream(held, [sentence]) or [] for sentence in self.held_out()]
         found, hits = hits_of(
             runner, held.manifest.signatures["evaluate"], Layout.of(held.manifest).pack(tensors), streams
@@ -226,7 +226,7 @@ def _make(home: Path, work: _Work, base: Held, stream: Sequence[int], seed: int)
 
     manifest = base.manifest
     received = read_tensors(base.data, manifest)
-    runner = WatchedRunner(work.runtime.template(manifest.template_sha256, lambda: base.data), work.may_go_on)
+    runner = WatchedRunner(work.runtime.template(manifest, lambda: base.data), work.may_go_on)
     signature = next(name for name in SIGNATURES if name in manifest.signatures)
     copy = make_copy(runner, manifest, received, stream, seed=seed, signature=signature)
     told = f"{copy.loss_received:.2f} to {copy.loss_copy:.2f} nats a word on your own last sentences"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from edge_runtime.eligibility import Readings
 from edge_runtime.jobs import JobResult, LongJob, ShortJob, UsedUp
+from wire_contract.manifest import Manifest
 
 Entropy = Callable[[int], bytes]
 """`entropy(n)` returns n unpredictable bytes: `os.urandom` on a device, a seeded stream in a simulation."""
@@ -199,11 +200,14 @@ class ModelRuntime(Protocol):
     def name(self) -> str:
         """Which one, for reports: `litert 2.3.0`."""
 
-    def template(self, template_sha256: str, read: Callable[[], bytes]) -> SignatureRunner:
+    def template(self, manifest: Manifest, read: Callable[[], bytes]) -> SignatureRunner:
         """Return the runner of a template's pure signatures, shared by all versions of it; `read` gives any version."""
 
-    def version(self, sha256: str, read: Callable[[], bytes]) -> SignatureRunner:
-        """Return the runner of one version's own file, for the signatures that use the weights inside."""
+    def version(self, manifest: Manifest, read: Callable[[], bytes], name: str = "") -> SignatureRunner:
+        """Return the runner of one version's own file, for the signatures that use the weights inside.
+
+        `name` tells apart files that are no announced version: a personal copy has the manifest of its base.
+        """
 
     def checked(self, sha256: str) -> bool:
         """Whether these very bytes have passed `model_check` in this process."""

@@ -99,7 +99,7 @@ class TrainingTask:
             )
             codec.check_plan(offer.plan.codec)
             index_set, basis = self._index_set(offer, layout), self._basis(offer, layout)
-            runner = self.runtime.template(manifest.template_sha256, lambda: held.data)
+            runner = self.runtime.template(manifest, lambda: held.data)
             for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed, keep=True):
                 checkpoint = after
                 done += 1

@@ -102,7 +102,7 @@ def score_persons(runtime: ModelRuntime, command: Score) -> Scored:
     """Return the hits of the three on the persons' tails, at most `words_a_person` of each."""
     first, last = Version.read(Path(command.first)), Version.read(Path(command.last))
     vocabulary = Vocabulary.from_bytes((Path(command.last) / "vocabulary.txt").read_bytes())
-    runner = runtime.template(last.manifest.template_sha256, lambda: last.data)
+    runner = runtime.template(last.manifest, lambda: last.data)
     spec = last.manifest.signatures["evaluate"]
     tails = [tail_ids(person, vocabulary, command.words_a_person) for person in command.persons]
     cut = [(number, window) for number, tail in enumerate(tails) for window in windows(tail, spec.batch, spec.length)]

@@ -88,11 +88,11 @@ class PersonalDevice:
         if vocabulary is None:
             raise NoModel(f"{self._home} holds no vocabulary for its model")
         self._vocabulary = vocabulary
-        shared = self._runtime.version(held.manifest.sha256, lambda: held.data)
+        shared = self._runtime.version(held.manifest, lambda: held.data)
         data = personal_copy.read(self._home, held.manifest.sha256)
         copy: SignatureRunner | None = None
         if data is not None:
-            copy = self._runtime.version(f"personal {hash(data)}", lambda: data)
+            copy = self._runtime.version(held.manifest, lambda: data, f"personal {hash(data)}")
         stream = id_stream(self.agent.examples.all_sentences(), vocabulary)
         self._suggestions = Suggestions(shared, copy, stream, self._read_mixture())
 

@@ -6,7 +6,10 @@ with no TensorFlow. The rules:
 - every range that a version may change is listed; all other bytes hash to `template_sha256` once those are zeroed;
 - ranges lie inside the file, do not overlap, and hold exactly their tensor;
 - `version` rises; a device never goes back to a lower one (undo is a new number with old weights);
-- the layout fingerprint names tensors, shapes and order: an update made for another layout is refused.
+- the layout fingerprint names tensors, shapes and order: an update made for another layout is refused;
+- a model of the family `next-word` comes with a vocabulary and learns from text; one of the family `arrays` has no
+  vocabulary, and `examples` says what one example is made of;
+- `needs` and `minimum_runtime` say what a device must know to use the version; `lineage` says what it was made of.
 
 This module imports no numpy, so that the idle supervisor stays small.
 """
@@ -19,13 +22,22 @@ from typing import Literal
 import msgspec
 
 from wire_contract.errors import Malformed, Unsupported
+from wire_contract.lineage import Lineage, check_lineage
 
 FORMAT = 1
-MAX_MANIFEST_BYTES = 32_768
+MAX_MANIFEST_BYTES = 65_536
 MAX_MODEL_BYTES = 64 * 1024 * 1024
 MAX_PARAMETERS = 1 << 27
 MAX_URL_CHARACTERS = 500
 
+TEXT_FAMILY, ARRAY_FAMILY = "next-word", "arrays"
+MAX_EXAMPLE_VALUES = 1 << 22
+VALUE_BYTES = {"int8": 1, "float16": 2, "float32": 4}
+TRAIN_FAMILIES = ("train", "train_sampled", "train_private")
+
+_SIGNATURE = re.compile(r"([a-z]+(?:_[a-z]+)*)(?:_b([1-9]\d{0,3})_l([1-9]\d{0,3}))?")
+_NEED = re.compile(r"[a-z]+:[a-z0-9_-]{1,40}")
+_RELEASE = re.compile(r"\d{1,4}(?:\.\d{1,4}){0,2}")
 _URL = re.compile(r"(?:https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?)?(?:/[!-~]*)?")
 
 
@@ -33,13 +45,13 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One fleet tensor and where its bytes stand in the file.
 
     `kind` int8: symmetric, one scale, value = int8 * scale; every position in `scale_offsets` holds that scale as a
-    little-endian float32. `kind` float32: the values themselves. `transposed`: the file holds the transpose of
-    `shape` (two dimensions). All of `offsets` hold the same bytes.
+    little-endian float32. `kind` float32: the values themselves; float16: the values rounded. `transposed`: the file
+    holds the transpose of `shape` (two dimensions). All of `offsets` hold the same bytes.
     """
 
     name: str
     shape: tuple[int, ...]
-    kind: Literal["int8", "float32"]
+    kind: Literal["int8", "float16", "float32"]
     offsets: tuple[int, ...]
     scale_offsets: tuple[int, ...] = ()
     transposed: bool = False
@@ -52,7 +64,7 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size_bytes(self) -> int:
         """Bytes that the tensor takes at each of its offsets."""
-        return self.size * (1 if self.kind == "int8" else 4)
+        return self.size * VALUE_BYTES[self.kind]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +93,30 @@ class SignatureSpec(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     length: int
     candidates: int = 0
+
+
+class ArraySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One array of an example of the family `arrays`: its name in the signatures, the shape of one example, its dtype.
+
+    A signature takes a batch of them: [batch, *shape]. `role` says whether the model reads it or is to predict it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int32"]
+    role: Literal["input", "target"] = "input"
+
+
+class GoldenVector(msgspec.Struct, frozen=True, kw_only=True):
+    """What one version must answer to one question, exactly: its answer is clear of the next best by a margin.
+
+    Family next-word: the `ids` of the three likeliest words after `context`, best first, by `suggest_context`. Family
+    arrays: the positions of the largest outputs of `predict` on synthetic example number `example`, largest first.
+    """
+
+    context: tuple[int, ...] = ()
+    example: int = 0
+    ids: tuple[int, ...] = ()
 
 
 class Golden(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,11 +155,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     vocabulary_url: str = ""
     undo_of: int = 0
+    family: str = TEXT_FAMILY
+    examples: tuple[ArraySpec, ...] = ()
+    loss: str = ""
+    golden_vectors: tuple[GoldenVector, ...] = ()
+    needs: tuple[str, ...] = ()
+    minimum_runtime: str = ""
+    lineage: Lineage | None = None
 
     @property
     def parameters(self) -> int:
         """Number of values in all fleet tensors."""
         return sum(tensor.size for tensor in self.tensors)
+
+
+def signature_family(name: str) -> str:
+    """Return what a signature does: `train_sampled` of `train_sampled_b4_l20`, a variant of other static shapes."""
+    found = _SIGNATURE.fullmatch(name)
+    return found.group(1) if found else name
+
+
+def signature_name(family: str, batch: int, length: int) -> str:
+    """Return the name of a family's variant; inverse of `signature_family` up to the shapes."""
+    return f"{family}_b{batch}_l{length}"
 
 
 def fingerprint(tensors: tuple[TensorEntry, ...]) -> str:
@@ -182,6 +236,8 @@ def check_manifest(manifest: Manifest) -> None:
         ("layout_fingerprint", manifest.layout_fingerprint),
         ("vocabulary_sha256", manifest.vocabulary_sha256),
     ):
+        if name == "vocabulary_sha256" and manifest.family == ARRAY_FAMILY:
+            continue
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
             raise Malformed(f"{name} is 64 lower-case hex digits, got {digest[:80]!r}")
     if manifest.version < 1:
@@ -210,9 +266,53 @@ def check_manifest(manifest: Manifest) -> None:
         _check_train_input(train_input, {tensor.name: tensor.shape for tensor in manifest.tensors})
     _check_url("url", manifest.url)
     _check_url("vocabulary_url", manifest.vocabulary_url)
+    _check_family(manifest)
+    check_golden_vectors(manifest.golden_vectors, manifest.vocabulary_words)
+    if len(manifest.needs) > 64 or any(not _NEED.fullmatch(need) for need in manifest.needs):
+        raise Malformed(f"needs are at most 64 capabilities like `signature:train`, got {manifest.needs[:8]}")
+    if manifest.minimum_runtime and not _RELEASE.fullmatch(manifest.minimum_runtime):
+        raise Malformed(f"minimum_runtime is a release like 0.4.1, got {manifest.minimum_runtime[:40]!r}")
+    if manifest.lineage is not None:
+        check_lineage(manifest.lineage, manifest.version)
     for name, spec in manifest.signatures.items():
         if not (1 <= spec.batch <= 4096 and 1 <= spec.length <= 4096 and 0 <= spec.candidates <= 65_536):
             raise Malformed(f"a signature has 1 to 4096 rows and tokens, got {name}: {spec.batch} x {spec.length}")
+
+
+def _check_family(manifest: Manifest) -> None:
+    if manifest.family not in (TEXT_FAMILY, ARRAY_FAMILY):
+        raise Unsupported(
+            f"this side knows the families {TEXT_FAMILY} and {ARRAY_FAMILY}, got {manifest.family[:40]!r}"
+        )
+    if manifest.family == TEXT_FAMILY:
+        if manifest.examples:
+            raise Malformed(f"a model of text has no example arrays, got {len(manifest.examples)}")
+        return
+    if manifest.vocabulary_sha256 or manifest.vocabulary_words:
+        raise Malformed(f"a model of arrays has no vocabulary, got {manifest.vocabulary_words} words")
+    roles = [spec.role for spec in manifest.examples]
+    if not 2 <= len(roles) <= 32 or "input" not in roles or roles.count("target") != 1:
+        raise Malformed(f"an example has 1 to 31 inputs and one target, got {roles[:40]}")
+    names = [spec.name for spec in manifest.examples]
+    if len({name.lower() for name in names}) != len(names):
+        raise Malformed(f"an example's arrays have different names, got {names}")
+    for spec in manifest.examples:
+        if len(spec.shape) > 6 or any(n < 1 for n in spec.shape) or math.prod(spec.shape) > MAX_EXAMPLE_VALUES:
+            raise Malformed(f"an example array has 1 to {MAX_EXAMPLE_VALUES} values, got {spec.name}: {spec.shape}")
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", spec.name):
+            raise Malformed(f"an example array is named in lower case, got {spec.name[:80]!r}")
+
+
+def check_golden_vectors(vectors: tuple[GoldenVector, ...], words: int) -> None:
+    """Raise `Malformed` unless there are at most 64 and each names a few ids of the vocabulary (0 words: of none)."""
+    if len(vectors) > 64:
+        raise Malformed(f"a version has at most 64 golden vectors, got {len(vectors)}")
+    for vector in vectors:
+        ids = (*vector.ids, *vector.context)
+        if not 1 <= len(vector.ids) <= 16 or len(vector.context) > 4096 or not 0 <= vector.example < 1 << 31:
+            raise Malformed(f"a golden vector has 1 to 16 ids, got {len(vector.ids)} for {len(vector.context)} tokens")
+        if any(not 0 <= i < (words or 1 << 31) for i in ids):
+            raise Malformed(f"a golden vector's ids are of the vocabulary of {words} words, got {ids[:16]}")
 
 
 def _check_tensor(tensor: TensorEntry) -> None:
@@ -221,7 +321,7 @@ def _check_tensor(tensor: TensorEntry) -> None:
     if not tensor.offsets or any(offset < 0 for offset in (*tensor.offsets, *tensor.scale_offsets)):
         raise Malformed(f"a tensor stands at one or more offsets >= 0, got {tensor.name}: {tensor.offsets}")
     if (tensor.kind == "int8") != bool(tensor.scale_offsets):
-        raise Malformed(f"an int8 tensor has scale offsets and a float32 one none, got {tensor.name}")
+        raise Malformed(f"an int8 tensor has scale offsets and another none, got {tensor.name}")
     if tensor.transposed and len(tensor.shape) != 2:
         raise Malformed(f"only a matrix is stored transposed, got {tensor.name}: {tensor.shape}")
 

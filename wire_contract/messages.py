@@ -41,6 +41,9 @@ ClipNorm = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
+MetadataName = Annotated[str, msgspec.Meta(pattern=r"^(\d{1,9}\.)?[a-z]{1,20}\.json\Z")]
+
+
 class RetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     """When the device may ask again: it draws a moment between the two, so that a fleet does not arrive together."""
 
@@ -328,10 +331,21 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True, tag="device-report
     sent_at: Seconds
 
 
-class ModelAnnouncement(msgspec.Struct, frozen=True, kw_only=True, tag="model-announcement"):
-    """Retained on a population's model topics: the signed manifest, the exact bytes that `envelope.sign` made."""
+class TrustFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One metadata file of the repository (TUF), by the name it has there: `timestamp.json`, `7.snapshot.json`."""
 
-    signed_manifest: Annotated[bytes, msgspec.Meta(max_length=40_000)]
+    name: MetadataName
+    data: Annotated[bytes, msgspec.Meta(max_length=65_536)]
+
+
+class ModelAnnouncement(msgspec.Struct, frozen=True, kw_only=True, tag="model-announcement"):
+    """Retained on a population's model topics: the signed manifest, the exact bytes that `envelope.sign` made.
+
+    `trust`: the repository's current metadata, as far as they fit, so that a device can check a refresh without HTTP.
+    """
+
+    signed_manifest: Annotated[bytes, msgspec.Meta(max_length=70_000)]
+    trust: Annotated[tuple[TrustFile, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True, tag="enrolment"):
@@ -348,7 +362,11 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True, tag="enrolment"):
 
 
 class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag="enrolled"):
-    """The answer: who the device is, where the broker is, and the aggregator's key that the device pins."""
+    """The answer: who the device is, where the broker is, and the aggregator's key that the device pins.
+
+    `root`: the repository's root metadata (TUF), where the population has one; the device pins it and from then on
+    takes a refresh only if the repository's roles say so.
+    """
 
     device: Hex32
     population: Name
@@ -358,6 +376,7 @@ class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag="enrolled"):
     model_url: Text
     shard: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
     issued_at: Seconds
+    root: Annotated[bytes, msgspec.Meta(max_length=65_536)] = b""
 
 
 Request = CheckIn | StatusQuery | ModelRequest | EvaluationReport

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_runtime.ports import Arrays, RuntimeFailed
+from wire_contract.manifest import Manifest
 
 RuntimeName = Literal["auto", "litert", "tflite"]
 MODULES = {"litert": "ai_edge_litert.interpreter", "tflite": "tflite_runtime.interpreter"}
@@ -126,13 +127,13 @@ class InterpreterRuntime:
         """Which interpreter, and its version."""
         return self._name.strip()
 
-    def template(self, template_sha256: str, read: Callable[[], bytes]) -> Model:
+    def template(self, manifest: Manifest, read: Callable[[], bytes]) -> Model:
         """Return the shared runner of a template's pure signatures."""
-        return self._templates.get(template_sha256, lambda: Model(read(), self._module))
+        return self._templates.get(manifest.template_sha256, lambda: Model(read(), self._module))
 
-    def version(self, sha256: str, read: Callable[[], bytes]) -> Model:
+    def version(self, manifest: Manifest, read: Callable[[], bytes], name: str = "") -> Model:
         """Return the runner of one version's own file."""
-        return self._versions.get(sha256, lambda: Model(read(), self._module))
+        return self._versions.get(name or manifest.sha256, lambda: Model(read(), self._module))
 
     def checked(self, sha256: str) -> bool:
         """Whether these bytes have passed `model_check` here."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.ports import SignatureRunner
+from wire_contract.manifest import Manifest
 
 if TYPE_CHECKING:
     from edge_runtime.adapters.interpreter import InterpreterRuntime
@@ -53,13 +54,13 @@ class LazyRuntime:
         """See `runtime_name`."""
         return runtime_name(self._wanted)
 
-    def template(self, template_sha256: str, read: Callable[[], bytes]) -> SignatureRunner:
+    def template(self, manifest: Manifest, read: Callable[[], bytes]) -> SignatureRunner:
         """See `ports.ModelRuntime`."""
-        return self._runtime().template(template_sha256, read)
+        return self._runtime().template(manifest, read)
 
-    def version(self, sha256: str, read: Callable[[], bytes]) -> SignatureRunner:
+    def version(self, manifest: Manifest, read: Callable[[], bytes], name: str = "") -> SignatureRunner:
         """See `ports.ModelRuntime`."""
-        return self._runtime().version(sha256, read)
+        return self._runtime().version(manifest, read, name)
 
     def checked(self, sha256: str) -> bool:
         """See `ports.ModelRuntime`."""

@@ -57,7 +57,7 @@ def test_with_too_little_text_nothing_is_scored_and_how_little_is_not_told():
     words = sum(text.count(" ") + 1 for text in SENTENCES)
 
     class Runtime:
-        def template(self, sha256, read):
+        def template(self, manifest, read):
             raise AssertionError("nothing is to be scored")
 
     for the_offer, texts in ((offer(minimum_words=words + 1), SENTENCES), (offer(), [])):

@@ -38,7 +38,7 @@ def test_a_device_environment_holds_an_interpreter_and_no_tensorflow():
 
 
 def test_results_are_the_callers_own_and_survive_the_next_call(runtime):
-    model = runtime.version("v", lambda: MODEL)
+    model = runtime.version(MANIFEST, lambda: MODEL)
     first = model.run("suggest_context", {"tokens": CONTEXT})
     kept = {name: value.copy() for name, value in first.items()}
     model.run("suggest_context", {"tokens": CONTEXT[::-1].copy()})
@@ -50,7 +50,7 @@ def test_results_are_the_callers_own_and_survive_the_next_call(runtime):
 
 
 def test_a_wrong_name_a_wrong_shape_and_bytes_that_are_no_model_are_said_by_name(runtime):
-    model = runtime.version("v", lambda: MODEL)
+    model = runtime.version(MANIFEST, lambda: MODEL)
     with pytest.raises(RuntimeFailed, match="signatures"):
         model.run("sugest", {})
     with pytest.raises(RuntimeFailed, match="does not run"):
@@ -58,7 +58,7 @@ def test_a_wrong_name_a_wrong_shape_and_bytes_that_are_no_model_are_said_by_name
     with pytest.raises(RuntimeFailed, match="does not run"):
         model.run("suggest_context", {"words": CONTEXT})
     with pytest.raises(RuntimeFailed, match="cannot open"):
-        runtime.version("w", lambda: b"not a model at all, but long enough to look")
+        runtime.version(MANIFEST, lambda: b"not a model at all, but long enough to look", "another file")
 
 
 def test_all_versions_of_a_template_share_one_interpreter(runtime):
@@ -68,7 +68,7 @@ def test_all_versions_of_a_template_share_one_interpreter(runtime):
         reads.append(1)
         return MODEL
 
-    assert runtime.template("t", read) is runtime.template("t", read)
+    assert runtime.template(MANIFEST, read) is runtime.template(MANIFEST, read)
     assert len(reads) == 1
 
 

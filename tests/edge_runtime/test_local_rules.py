@@ -336,5 +336,5 @@ def test_rows_that_repeat_add_up(ids):
 
 def test_the_same_file_trains_alike_in_a_runner_of_its_own():
     plan = plan_with(rule("momentum", 0.9))
-    own = RUNTIME.version(MANIFEST.sha256, lambda: MODEL)
+    own = RUNTIME.version(MANIFEST, lambda: MODEL)
     assert np.array_equal(train(plan, own).packed["projection"], train(plan).packed["projection"])

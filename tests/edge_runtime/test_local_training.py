@@ -20,7 +20,7 @@ from wire_contract.patch import read_tensors
 MANIFEST = decode_manifest(read_envelope((TINY / "manifest.bin").read_bytes()).body)
 MODEL = (TINY / "model.tflite").read_bytes()
 PACKED = Layout.of(MANIFEST).pack(read_tensors(MODEL, MANIFEST))
-RUNNER = RUNTIME.template(MANIFEST.template_sha256, lambda: MODEL)
+RUNNER = RUNTIME.template(MANIFEST, lambda: MODEL)
 STREAM = [int(i) for i in np.random.default_rng(3).zipf(1.3, 1500).clip(1, 599)]
 PLAN = Plan(signature="train_sampled", rows=40, epochs=2, learning_rate=0.5, dropout=0.2)
 

@@ -304,7 +304,7 @@ def test_a_runtime_that_fails_is_told_and_not_tried_again_at_once(home):
     home.release(2)
 
     class Broken:
-        def template(self, sha256, read):
+        def template(self, manifest, read):
             raise RuntimeFailed("no interpreter is installed")
 
     refused = personal_task.run(

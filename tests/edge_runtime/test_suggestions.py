@@ -5,7 +5,7 @@ from edge_runtime.suggestions import MOST_TAUGHT_WORDS, Suggestions, probabiliti
 from tests.edge_runtime.fakes import RUNTIME
 from tests.edge_runtime.test_local_training import MANIFEST, MODEL
 
-MODEL_RUNNER = RUNTIME.version(MANIFEST.sha256, lambda: MODEL)
+MODEL_RUNNER = RUNTIME.version(MANIFEST, lambda: MODEL)
 CONTEXT = [0] * 17 + [1, 300, 301]
 
 

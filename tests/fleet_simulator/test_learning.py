@@ -35,7 +35,7 @@ def fleet(population, *, seed=1, steps=STEPS, **others):
     rng = np.random.default_rng(5)
     streams = [rng.integers(4, MANIFEST.vocabulary_words, 60 + 40 * i).astype(np.int32) for i in range(DEVICES)]
     start = Start(MANIFEST, FILE, OptimizerState.start(LAYOUT.flatten(read_tensors(FILE, MANIFEST))))
-    runner = InterpreterRuntime("auto").template(MANIFEST.template_sha256, lambda: FILE)
+    runner = InterpreterRuntime("auto").template(MANIFEST, lambda: FILE)
     sent_by = {name: others.pop(name) for name in ("index_set", "basis") if name in others}
     return Fleet(streams, start, LearningSettings(population, steps, seed=seed, **others), runner, **sent_by)
 

@@ -11,10 +11,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tests.fuzzing import slow_msgpack
 from tests.fuzzing.message_targets import listed
 from tests.fuzzing.target import Broken, Target
+from tests.wire_contract.samples import OFFLINE_BUNDLE
 from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
-from wire_contract import delta, patch, vocabulary
+from wire_contract import delta, offline_bundle, patch, vocabulary
+from wire_contract.offline_bundle import encode_offline_bundle
 
 _GOOD = b"<pad>\n<s>\n<unk>\n<num>\nthe\ncat\ndon't\nsat\n"
 _SPECIALS = b"<pad>\n<s>\n<unk>\n<num>\n"
@@ -190,6 +193,32 @@ def _of_form(names: tuple[str, ...]) -> tuple[Broken, ...]:
     return tuple(broken for broken in DELTA_BROKEN if broken.field in names)
 
 
+_OFFLINE = encode_offline_bundle(OFFLINE_BUNDLE)
+_MAGIC_END = len(offline_bundle.MAGIC)
+
+
+def judge_offline(data: bytes, value: object) -> str:
+    if data[:_MAGIC_END] != b"edge-federation offline bundle v1\n":
+        return "it begins otherwise"
+    return slow_msgpack.judge_struct(data[_MAGIC_END:], value)
+
+
+def _offline(**changes: Any) -> bytes:
+    tree = msgspec.msgpack.decode(_OFFLINE[_MAGIC_END:])
+    return offline_bundle.MAGIC + msgspec.msgpack.encode({**tree, **changes})
+
+
+_OFFLINE_RULES: tuple[tuple[str, str, tuple[bytes, ...]], ...] = (
+    ("magic", "is another", (_OFFLINE[1:], b"", _OFFLINE[:_MAGIC_END], b"E" + _OFFLINE[1:], _OFFLINE[_MAGIC_END:])),
+    ("roots", "are none or too many", (_offline(roots=[]), _offline(roots=[b"r"] * 65), _offline(roots=[b""]))),
+    ("roots", "one is too long", (_offline(roots=[bytes(65_537)]),)),
+    ("targets", "are empty or too long", (_offline(targets=b""), _offline(targets=bytes(262_145)))),
+    ("model", "is empty", (_offline(model=b""),)),
+    ("file", "goes on", (_OFFLINE + b"\0", _OFFLINE + _OFFLINE)),
+    ("file", "is cut", tuple(_OFFLINE[:n] for n in range(_MAGIC_END, len(_OFFLINE), 7))),
+)
+
+
 def targets() -> list[Target]:
     """Every decoder of files."""
     structure = ("magic", "format", "hops", "reserved", "hop length", "delta")
@@ -198,5 +227,7 @@ def targets() -> list[Target]:
                judge_vocabulary, listed(_VOCABULARY_RULES)),
         Target("weights of a file", (FILE, MIDDLE, TARGET), decode_weights, judge_weights, WEIGHTS_BROKEN, share=0.6),
         Target("delta", (DIRECT, CHAINED), decode_delta, judge_delta, DELTA_BROKEN),
+        Target("offline bundle", (_OFFLINE,), offline_bundle.decode_offline_bundle, judge_offline,
+               listed(_OFFLINE_RULES), share=0.5),
         Target("hops of a delta", (DIRECT, CHAINED), delta.read, judge_hops, _of_form(structure)),
     ]  # fmt: skip

@@ -5,6 +5,7 @@ its bounds, at any depth.
 """
 
 import hashlib
+import math
 import re
 import types
 import typing
@@ -18,9 +19,10 @@ from tests.fuzzing import slow_msgpack
 from tests.fuzzing.target import Broken, Target
 from tests.vectors.write import EPHEMERAL, RECIPIENT, SIGNING
 from tests.wire_contract.samples import DEVICE, MESSAGES
-from tests.wire_contract.toy_model import FILE, MANIFEST
+from tests.wire_contract.toy_model import ARRAY_MANIFEST, FILE, FULL_MANIFEST, MANIFEST
 from wire_contract import envelope, manifest, messages, topics
-from wire_contract.manifest import Part, TrainInput
+from wire_contract.lineage import Measure, Parent
+from wire_contract.manifest import GoldenVector, Part, TrainInput
 
 Path = tuple[str | int, ...]
 _WRONG: dict[type | None, tuple[Any, ...]] = {
@@ -267,6 +269,20 @@ def _input(shape: tuple[int, ...], *parts: Part) -> bytes:
     return _manifest(train_inputs=(TrainInput(name="a", shape=shape, parts=parts),))
 
 
+def _arrays(**changes: Any) -> bytes:
+    return msgspec.msgpack.encode(msgspec.structs.replace(ARRAY_MANIFEST, **changes))
+
+
+def _example(**changes: Any) -> bytes:
+    return _arrays(examples=(msgspec.structs.replace(_EXAMPLES[0], **changes), *_EXAMPLES[1:]))
+
+
+def _lineage(**changes: Any) -> bytes:
+    lineage = msgspec.structs.replace(FULL_MANIFEST.lineage, **changes)
+    return msgspec.msgpack.encode(msgspec.structs.replace(FULL_MANIFEST, lineage=lineage))
+
+
+_EXAMPLES = ARRAY_MANIFEST.examples
 _ROWS = Part(tensor="rows", start=0, stop=4)
 _MANIFEST_RULES: tuple[tuple[str, str, tuple[bytes, ...]], ...] = (
     ("format", "is another", (_manifest(format=0), _manifest(format=2))),
@@ -313,6 +329,62 @@ _MANIFEST_RULES: tuple[tuple[str, str, tuple[bytes, ...]], ...] = (
     ),
     ("train_inputs.parts", "overlap", (_input((6, 9), _ROWS, Part(tensor="rows", start=3, stop=7)),)),
     ("train_inputs.parts", "are too wide", (_input((6, 7), _ROWS, Part(tensor="rows", start=4, stop=8)),)),
+    ("family", "is unknown", (_manifest(family="speech"), _manifest(family=""), _manifest(family="Arrays"))),
+    ("family", "of text has examples", (_manifest(examples=ARRAY_MANIFEST.examples),)),
+    ("family", "of arrays has a vocabulary", (_arrays(vocabulary_words=1), _arrays(vocabulary_sha256="1" * 64))),
+    (
+        "examples",
+        "are no inputs and one target",
+        tuple(
+            _arrays(examples=e)
+            for e in ((), _EXAMPLES[:2], _EXAMPLES[2:], (*_EXAMPLES, _EXAMPLES[2]), (_EXAMPLES[0],) * 40)
+        ),
+    ),
+    ("examples.name", "is there twice", (_arrays(examples=(*_EXAMPLES, _EXAMPLES[0])),)),
+    ("examples.name", "breaks its pattern", tuple(_example(name=n) for n in ("", "A", "1", "a b", "é", "a" * 65))),
+    ("examples.shape", "is no shape", tuple(_example(shape=x) for x in ((0,), (-1,), (1,) * 7, (1 << 12,) * 2))),
+    ("golden_vectors", "are too many", (_manifest(golden_vectors=(GoldenVector(ids=(1,)),) * 65),)),
+    (
+        "golden_vectors",
+        "name no word",
+        tuple(
+            _manifest(golden_vectors=(v,))
+            for v in (
+                GoldenVector(ids=(6,)),
+                GoldenVector(ids=(-1,)),
+                GoldenVector(ids=(1,), context=(6,)),
+                GoldenVector(ids=()),
+                GoldenVector(ids=(1,) * 17),
+                GoldenVector(ids=(1,), example=-1),
+            )
+        ),
+    ),
+    ("needs", "are no capabilities", tuple(_manifest(needs=n) for n in (("train",), ("a:B",), ("a:b",) * 65, ("",)))),
+    ("minimum_runtime", "is no release", tuple(_manifest(minimum_runtime=r) for r in ("x", "1.", "1.2.3.4", "-1"))),
+    (
+        "lineage.parents",
+        "are not lower",
+        tuple(
+            _lineage(parents=p)
+            for p in (
+                (),
+                (Parent(version=9, sha256="a" * 64),),
+                (Parent(version=0, sha256="a" * 64),),
+                (Parent(version=1, sha256="A" * 64),),
+                (Parent(version=1, sha256="a" * 64),) * 9,
+            )
+        ),
+    ),
+    ("lineage", "counts below 0", (_lineage(updates=-1), _lineage(examples=-1), _lineage(updates=1 << 60))),
+    (
+        "lineage.evaluation",
+        "is no number with a name",
+        tuple(
+            _lineage(evaluation=(Measure(name=n, value=v),))
+            for n, v in (("a", float("nan")), ("a", float("inf")), ("A", 1.0), ("", 1.0), ("a", 1e13))
+        ),
+    ),
+    ("lineage", "names no hash", (_lineage(code_sha256="x"), _lineage(sources=("0" * 63,)))),
     ("url", "is no address", tuple(_manifest(url=u) for u in ("ftp://x/", "x", "/a b", "/\n", "/é", "/" * 501))),
     ("vocabulary_url", "is no address", (_manifest(vocabulary_url="file:///etc"), _manifest(vocabulary_url="//\r\n"))),
 )
@@ -327,7 +399,7 @@ def judge_manifest(data: bytes, value: Any) -> str:
         size = 1
         for dimension in tensor.shape:
             size *= dimension
-        spans = [(at, size * (1 if tensor.kind == "int8" else 4)) for at in tensor.offsets]
+        spans = [(at, size * {"int8": 1, "float16": 2, "float32": 4}[tensor.kind]) for at in tensor.offsets]
         for start, length in spans + [(at, 4) for at in tensor.scale_offsets]:
             here = set(range(start, start + length))
             if len(here) != length or here & taken or start < 0 or start + length > value.size_bytes:
@@ -336,6 +408,18 @@ def judge_manifest(data: bytes, value: Any) -> str:
     text = "\n".join(f"{t.name}:{'x'.join(map(str, t.shape))}" for t in value.tensors)
     if hashlib.sha256(b"edge-federation layout v1\n" + text.encode()).hexdigest() != value.layout_fingerprint:
         return "the fingerprint is another layout's"
+    for measure in value.lineage.evaluation if value.lineage else ():
+        if not math.isfinite(measure.value):
+            return "a measure is not finite"
+    words = {"arrays": 0, "next-word": value.vocabulary_words}[value.family]
+    if any(not 0 <= i < (words or 1 << 31) for vector in value.golden_vectors for i in vector.ids):
+        return "a golden id is no word"
+    if (value.family == "arrays") != (not value.vocabulary_sha256) or (value.family == "arrays") != bool(
+        value.examples
+    ):
+        return "family, vocabulary and examples do not go together"
+    if value.lineage and any(parent.version >= value.version for parent in value.lineage.parents):
+        return "a parent is not older"
     good = value.version >= 1 and value.expires_at > value.created_at and value.url.isascii() and value.format == 1
     return "" if good else "a plain rule does not hold"
 
@@ -406,6 +490,7 @@ def targets() -> list[Target]:
     signed = tuple(envelope.sign(SIGNING, "receipt", body) for body in BODIES)
     topic_rules = tuple((field, rule, tuple(map(_topic, texts))) for field, rule, texts in _TOPIC_RULES)
     data = manifest.encode_manifest(MANIFEST)
+    seeds = (data, manifest.encode_manifest(FULL_MANIFEST), manifest.encode_manifest(ARRAY_MANIFEST))
     manifest_broken = [
         broken
         for broken in broken_fields(type(MANIFEST), msgspec.msgpack.decode(data))
@@ -418,7 +503,7 @@ def targets() -> list[Target]:
                VERIFY_BROKEN, share=0.15),
         Target("seal", (envelope.public_bytes(EPHEMERAL) + SEALED,), decode_sealed, judge_unsealed, SEAL_BROKEN,
                share=0.1),
-        Target("manifest", (data,), manifest.decode_manifest, judge_manifest,
+        Target("manifest", seeds, manifest.decode_manifest, judge_manifest,
                (*listed(_MANIFEST_RULES), *manifest_broken), share=0.7),
         Target("topic", tuple(map(_topic, _TOPICS)), decode_topic, judge_topic, listed(topic_rules), share=3.0),
     ]  # fmt: skip

@@ -63,7 +63,7 @@ class Device:
         vocabulary = self.agent.slots.vocabulary(held.manifest.vocabulary_sha256)
         streams = [id_stream([text], vocabulary) for text in self.agent.examples.held_out_sentences()]
         assert sum(token not in NOT_SCORED for stream in streams for token in stream[1:]) < 2000
-        runner = self.runtime.template(held.manifest.template_sha256, lambda: held.data)
+        runner = self.runtime.template(held.manifest, lambda: held.data)
         packed = Layout.of(held.manifest).pack(read_tensors(held.data, held.manifest))
         found = score(runner, held.manifest.signatures["evaluate"], packed, streams)
         return tuple(count - count % 10 for count in (found.count, found.hits1, found.hits3))

@@ -11,12 +11,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tests.wire_contract.samples import DEVICE, MESSAGES
-from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
+from tests.wire_contract.samples import DEVICE, MESSAGES, OFFLINE_BUNDLE, TRUST_MESSAGES
+from tests.wire_contract.toy_model import ARRAY_MANIFEST, FILE, FULL_MANIFEST, MANIFEST, TENSORS
 from wire_contract import codec, delta, envelope, manifest, messages, topics, vocabulary
 from wire_contract.basis import Turned, decode_basis, encode_basis, turn_back
 from wire_contract.index_set import decode_index_set, encode_index_set
 from wire_contract.layout import Layout
+from wire_contract.offline_bundle import encode_offline_bundle
 from wire_contract.patch import patch
 
 HERE = Path(__file__).parent
@@ -171,6 +172,17 @@ def manifest_v1() -> object:
     }
 
 
+def manifest_v2() -> object:
+    return {
+        "text": manifest.encode_manifest(FULL_MANIFEST).hex(),
+        "arrays": manifest.encode_manifest(ARRAY_MANIFEST).hex(),
+    }
+
+
+def offline_bundle_v1() -> object:
+    return encode_offline_bundle(OFFLINE_BUNDLE).hex()
+
+
 def delta_v1() -> object:
     files = [FILE]
     for i in range(1, 4):
@@ -200,6 +212,10 @@ def evaluation_messages_v1() -> object:
     return _rows_of(messages.EvaluationOffer, messages.EvaluationReport)
 
 
+def trust_messages_v1() -> object:
+    return [{"type": type(m).__name__, "hex": messages.encode_message(m).hex()} for m in TRUST_MESSAGES]
+
+
 def vocabulary_v1() -> object:
     words = vocabulary.Vocabulary.from_words(WORDS)
     return {"file": words.to_bytes().hex(), "sha256": words.sha256(), "ids": {t: words.encode_text(t) for t in TEXTS}}
@@ -218,6 +234,9 @@ VECTORS = {
     "basis-v1": basis_v1,
     "envelope-v1": envelope_v1,
     "manifest-v1": manifest_v1,
+    "manifest-v2": manifest_v2,
+    "trust-messages-v1": trust_messages_v1,
+    "offline-bundle-v1": offline_bundle_v1,
     "delta-v1": delta_v1,
     "model-messages-v1": model_messages_v1,
     "evaluation-messages-v1": evaluation_messages_v1,

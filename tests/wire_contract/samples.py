@@ -1,6 +1,7 @@
 """One message of each kind, with fixed values: for round trips and for the golden vectors."""
 
 from wire_contract import messages as m
+from wire_contract.offline_bundle import OfflineBundle
 
 DEVICE = "0123456789abcdef0123456789abcdef"
 HASH = "ab" * 32
@@ -40,3 +41,18 @@ MESSAGES: list[m.AnyMessage] = [
     m.EvaluationReport(device=DEVICE, task="99" * 8, lease="aa" * 16, report_id="bb" * 16, version=4, words=420,
                        hits1=70, hits3=120, sent_at=1_800_000_600),
 ]  # fmt: skip
+
+# Since a repository says which refresh is a population's.
+TRUST_MESSAGES: list[m.AnyMessage] = [
+    m.ModelAnnouncement(
+        signed_manifest=b"envelope",
+        trust=(m.TrustFile(name="timestamp.json", data=b"{}"), m.TrustFile(name="12.snapshot.json", data=b"{ }")),
+    ),
+    m.Enrolled(device=DEVICE, population="en-chat", aggregator_key=bytes(32), manifest_key=bytes(range(32)),
+               broker_url="mqtt://127.0.0.1:1883", model_url="http://127.0.0.1:8080", shard=0,
+               issued_at=1_800_000_000, root=b'{"signed": {}}'),
+]  # fmt: skip
+OFFLINE_BUNDLE = OfflineBundle(
+    roots=(b"root 1", b"root 2"), targets=b"targets", offline=b"offline", signed_manifest=b"manifest",
+    signed_template=b"template", vocabulary=b"words", model=b"TFL3",
+)  # fmt: skip

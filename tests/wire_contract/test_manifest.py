@@ -6,15 +6,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
+from tests.wire_contract.toy_model import ARRAY_MANIFEST, FILE, FULL_MANIFEST, MANIFEST, TENSORS
 from wire_contract.errors import ContractError, Malformed, Unsupported
 from wire_contract.layout import Layout
-from wire_contract.manifest import Part, TrainInput, decode_manifest, encode_manifest, patched_ranges, template_hash
+from wire_contract.lineage import Measure, Parent
+from wire_contract.manifest import (
+    GoldenVector,
+    Part,
+    TrainInput,
+    decode_manifest,
+    encode_manifest,
+    patched_ranges,
+    signature_family,
+    signature_name,
+    template_hash,
+)
 from wire_contract.patch import patch, quantize, read_tensors
 
 
-def test_a_manifest_comes_back_as_it_was_signed():
-    assert decode_manifest(encode_manifest(MANIFEST)) == MANIFEST
+@pytest.mark.parametrize("manifest", [MANIFEST, FULL_MANIFEST, ARRAY_MANIFEST])
+def test_a_manifest_comes_back_as_it_was_signed(manifest):
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+def test_a_family_that_this_side_does_not_know_is_unsupported():
+    with pytest.raises(Unsupported, match="speech"):
+        encode_manifest(changed(family="speech"))
+
+
+@given(st.sampled_from(["train", "train_sampled", "train_private", "suggest_context"]), st.integers(1, 4096),
+       st.integers(1, 4096))  # fmt: skip
+def test_a_variants_name_says_its_family(family, batch, length):
+    assert signature_family(signature_name(family, batch, length)) == family
+    assert signature_family(family) == family
+
+
+def test_a_name_that_is_no_signatures_is_its_own_family():
+    for name in ("", "train_b0_l5", "Train", "train_b4", "train_b4_l20_x"):
+        assert signature_family(name) == name
 
 
 def test_a_newer_field_is_ignored_and_a_newer_format_is_unsupported():
@@ -30,6 +59,18 @@ BIAS = (Part(tensor="bias", start=0, stop=1),)
 
 def changed(**fields):
     return msgspec.structs.replace(MANIFEST, **fields)
+
+
+def arrays(**fields):
+    return msgspec.structs.replace(ARRAY_MANIFEST, **fields)
+
+
+def example(**fields):
+    return msgspec.structs.replace(ARRAY_MANIFEST.examples[0], **fields)
+
+
+def lineage(**fields):
+    return msgspec.structs.replace(FULL_MANIFEST, lineage=msgspec.structs.replace(FULL_MANIFEST.lineage, **fields))
 
 
 def tensor(index: int, **fields):
@@ -62,6 +103,32 @@ def tensor(index: int, **fields):
         (changed(url="http://[x"), "url"),
         (changed(url="http://höst/x"), "url"),
         (changed(vocabulary_url="/a b"), "vocabulary_url"),
+        (changed(vocabulary_sha256=""), "vocabulary_sha256"),
+        (changed(examples=ARRAY_MANIFEST.examples), "no example arrays"),
+        (arrays(vocabulary_words=3), "no vocabulary"),
+        (arrays(examples=()), "one target"),
+        (arrays(examples=ARRAY_MANIFEST.examples[:2]), "one target"),
+        (arrays(examples=(*ARRAY_MANIFEST.examples, ARRAY_MANIFEST.examples[2])), "one target"),
+        (arrays(examples=(*ARRAY_MANIFEST.examples, ARRAY_MANIFEST.examples[0])), "different names"),
+        (arrays(examples=(example(shape=(1 << 20, 8)), ARRAY_MANIFEST.examples[2])), "values"),
+        (arrays(examples=(example(shape=(0,)), ARRAY_MANIFEST.examples[2])), "values"),
+        (arrays(examples=(example(name="Image"), ARRAY_MANIFEST.examples[2])), "lower case"),
+        (changed(golden_vectors=(GoldenVector(context=(4,), ids=()),)), "1 to 16 ids"),
+        (changed(golden_vectors=(GoldenVector(context=(4,), ids=(6,)),)), "of the vocabulary"),
+        (changed(golden_vectors=(GoldenVector(context=(-1,), ids=(4,)),)), "of the vocabulary"),
+        (changed(golden_vectors=(GoldenVector(ids=(4,)),) * 65), "at most 64"),
+        (changed(needs=("train",)), "capabilities"),
+        (changed(needs=("signature:train",) * 65), "capabilities"),
+        (changed(minimum_runtime="new"), "release"),
+        (changed(minimum_runtime="1.2.3.4"), "release"),
+        (lineage(parents=()), "parents"),
+        (lineage(parents=(Parent(version=9, sha256="a" * 64),)), "lower version"),
+        (lineage(parents=(Parent(version=3, sha256="a"),)), "lower version"),
+        (lineage(updates=-1), "counts from 0"),
+        (lineage(evaluation=(Measure(name="top3", value=float("nan")),)), "finite"),
+        (lineage(evaluation=(Measure(name="Top 3", value=1.0),)), "name"),
+        (lineage(code_sha256="xyz"), "code_sha256"),
+        (lineage(sources=("d" * 63,)), "sources"),
         (changed(vocabulary_url="file:///etc/passwd"), "vocabulary_url"),
         (
             changed(train_inputs=(TrainInput(name="a", shape=(6, 4), parts=(Part(tensor="ghost", start=0, stop=4),)),)),

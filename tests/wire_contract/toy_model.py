@@ -5,8 +5,12 @@ import hashlib
 import msgspec
 import numpy as np
 
+from wire_contract.lineage import Lineage, Measure, Parent
 from wire_contract.manifest import (
+    ARRAY_FAMILY,
+    ArraySpec,
     Golden,
+    GoldenVector,
     Manifest,
     Part,
     SignatureSpec,
@@ -57,4 +61,36 @@ _DRAFT = Manifest(
 FILE = patch(_BLANK, _DRAFT, TENSORS)
 MANIFEST = msgspec.structs.replace(
     _DRAFT, sha256=hashlib.sha256(FILE).hexdigest(), template_sha256=template_hash(FILE, _DRAFT)
+)
+
+# What a version of today states: golden vectors, what it needs, where it comes from.
+FULL_MANIFEST = msgspec.structs.replace(
+    MANIFEST,
+    version=9,
+    golden_vectors=(GoldenVector(context=(4, 5, 0), ids=(5, 4, 2)), GoldenVector(context=(5,), ids=(4,))),
+    needs=("signature:train_private", "weights:float16"),
+    minimum_runtime="0.2.1",
+    lineage=Lineage(
+        made_by="steps",
+        parents=(Parent(version=8, sha256="a" * 64), Parent(version=5, sha256="b" * 64)),
+        updates=40,
+        examples=1_234,
+        evaluation=(Measure(name="top3_before", value=26.5), Measure(name="top3", value=27.25)),
+        code_sha256="c" * 64,
+        sources=("d" * 64,),
+    ),
+)
+ARRAY_MANIFEST = msgspec.structs.replace(
+    MANIFEST,
+    family=ARRAY_FAMILY,
+    vocabulary_sha256="",
+    vocabulary_words=0,
+    loss="sparse_categorical_crossentropy",
+    examples=(
+        ArraySpec(name="image", shape=(4, 4, 1), dtype="float32"),
+        ArraySpec(name="site", shape=(), dtype="int32"),
+        ArraySpec(name="label", shape=(), dtype="int32", role="target"),
+    ),
+    golden_vectors=(GoldenVector(example=3, ids=(1, 0)),),
+    lineage=Lineage(made_by="export", sources=("e" * 64,)),
 )
