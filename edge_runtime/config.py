@@ -2,7 +2,7 @@
 
 population = "keyboard"
 server = "http://127.0.0.1:8080"      # where to enrol
-runtime = "auto"                      # litert, tflite, or whichever is installed
+runtime = "auto"                      # litert, tflite, numpy, or whichever is installed
 [policy]
 profile = "mains"                     # no battery to report
 time_zone = "Europe/Berlin"
@@ -73,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     aggregator_key: KeyHex = ""
     server_ca: FileOrNone = ""
     broker_ca: FileOrNone = ""
-    runtime: Literal["auto", "litert", "tflite"] = "auto"
+    runtime: Literal["auto", "litert", "tflite", "numpy"] = "auto"
     trainer: Literal["child", "in-process"] = "child"
     sensors_root: Folder = "/"
     chunk_bytes: Annotated[int, msgspec.Meta(ge=1024, le=MAX_CHUNK_BYTES)] = 32 * 1024

@@ -2,22 +2,26 @@
 
 A gradient comes as the step's own difference: the train signatures return w - rate x g, and with the rate `PROBE`, a
 power of two that is large beside the weights, g comes back from the difference with float32's own relative error.
+`train_private` gives the mean of clipped gradients in the same way, and `example-noise` is added to that.
 The sampled signature moves a few rows of `output_rows` only: there a gradient is row numbers and their values, and rows
 that no batch has touched stay bit for bit what they were (their velocity and their pull towards w0 are exactly 0).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import local_rules
+from edge_runtime.example_noise import Normals
 from wire_contract.layout import Tensors
 from wire_contract.manifest import Manifest
 from wire_contract.messages import Plan
 
 PROBE = 256.0
+# 16,384 x 8 bytes of a temporary stay in a first- or second-level cache.
+_NOISE_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,10 @@ class LocalOptimizer:
         self._rules = plan.rules
         # Looked at in each step, or never.
         self._base: Tensors = dict(base) if local_rules.value_of(plan, "proximal") is not None else {}
-        self._frozen = _frozen_columns(plan, manifest)
+        named = {tensor for rule in plan.rules if rule.name == "freeze" for tensor in rule.tensors}
+        self._frozen = _columns(manifest, named)
+        self._fleet = _columns(manifest, {entry.name for entry in manifest.tensors})
+        self._deviation = noise_deviation(plan, manifest)
         self.velocity: Tensors | None = None
         if local_rules.has_velocity(plan):
             given = velocity or {}
@@ -65,13 +72,22 @@ class LocalOptimizer:
                 name: np.array(given[name]) if name in given else np.zeros_like(value) for name, value in base.items()
             }
 
-    def step(self, packed: Tensors, gradients: dict[str, Gradient], rate: float, share: float) -> None:
-        """Change `packed` in place by one step; the gradients' arrays are used up."""
+    def step(
+        self, packed: Tensors, gradients: dict[str, Gradient], rate: float, share: float, normals: Normals | None = None
+    ) -> None:
+        """Change `packed` in place by one step; the gradients' arrays are used up. `normals` are the step's own noise.
+
+        Raises `ValueError` if the plan asks for noise and there is none.
+        """
         # The pull towards w0 is dense: added last, so that clipping need not carry it through the sparse rows.
         pull, nesterov, beta = 0.0, False, 0.0
         for rule in self._rules:
             if rule.name == "freeze":
                 self._freeze(gradients)
+            elif rule.name == "example-noise" and self._deviation > 0.0:
+                if normals is None:
+                    raise ValueError(f"'example-noise' of {rule.value} needs the device's noise, got none")
+                self._add_noise(gradients, normals)
             elif rule.name == "clip":
                 scale = self._clipping(packed, gradients, pull, rule.value)
                 for gradient in gradients.values():
@@ -84,6 +100,16 @@ class LocalOptimizer:
         for name, weights in packed.items():
             direction = self._direction(name, weights, gradients[name], pull)
             self._move(weights, direction, name, rate, share, beta, nesterov)
+
+    def _add_noise(self, gradients: dict[str, Gradient], normals: Normals) -> None:
+        """Add to every value of every fleet tensor; the order of names and values is the manifest's."""
+        for name, columns in self._fleet.items():
+            values = gradients[name].values
+            for start, stop in columns:
+                rows = max(1, _NOISE_BLOCK // values[:1][..., start:stop].size)
+                for first in range(0, len(values), rows):
+                    block = values[first : first + rows][..., start:stop]
+                    block += (self._deviation * normals.draw(block.size)).astype(np.float32).reshape(block.shape)
 
     def _freeze(self, gradients: dict[str, Gradient]) -> None:
         for name, columns in self._frozen.items():
@@ -125,9 +151,17 @@ class LocalOptimizer:
             weights -= velocity * np.float32(rate)
 
 
-def _frozen_columns(plan: Plan, manifest: Manifest) -> dict[str, list[tuple[int, int]]]:
-    """Return, by packed tensor, the columns that hold frozen fleet tensors."""
-    named = {tensor for rule in plan.rules if rule.name == "freeze" for tensor in rule.tensors}
+def noise_deviation(plan: Plan, manifest: Manifest) -> float:
+    """Return the standard deviation of the noise in one value of a step's mean gradient: z C / batch."""
+    clip, multiplier = local_rules.value_of(plan, "example-clip"), local_rules.value_of(plan, "example-noise")
+    if not clip or not multiplier:
+        return 0.0
+    # The graph clips to the float32 nearest to C.
+    return multiplier * float(np.float32(clip)) / manifest.signatures[plan.signature].batch
+
+
+def _columns(manifest: Manifest, named: Collection[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return, by packed tensor, the columns that hold the named fleet tensors."""
     shapes = {entry.name: entry.shape for entry in manifest.tensors}
     columns: dict[str, list[tuple[int, int]]] = {}
     for spec in manifest.train_inputs:

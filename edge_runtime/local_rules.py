@@ -9,6 +9,8 @@ w the weights and w0 the received ones, a step is
 
 | name | value | a step |
 |---|---|---|
+| example-clip | C > 0 | g is the mean over the batch of g_b min(1, C / norm(g_b)), g_b one row's gradient (below) |
+| example-noise | z >= 0 | d + Gaussian noise of standard deviation z C / batch in every value of every tensor |
 | freeze | - | d is 0 in the named fleet tensors: they stay bit for bit (head-only: freeze all but the head) |
 | clip | c > 0 | d min(1, c / norm(d)), the norm over all tensors (Pascanu et al. 2013) |
 | proximal | mu > 0 | d + mu (w - w0), the gradient of mu/2 norm(w - w0)^2 (FedProx, Li et al. 2020, eq. 2) |
@@ -28,6 +30,16 @@ What is refused, and why:
 - freezing every tensor: nothing would train;
 - a proximal pull with rate x mu > 1: a step would throw the weights past w0.
 
+Private steps: `example-clip` is asked for with the signature `train_private`, and that signature with it. g_b is the
+gradient of row b's loss summed over its tokens and divided by the row's length, not by how many tokens it holds; the
+sum is divided by the graph's batch, not by how many rows came; and s is 1. So one row moves g by C / batch at most,
+whatever the other rows are, and with every g_b shorter than C the step is that of `train`. `example-noise` (z is the
+noise multiplier) stands before every other rule of the direction, so that all they do is done to what is noisy already.
+The noise comes from the device's own key (`example_noise`), once a step; with z > 0 the losses of the training are not
+reported, for no noise is in them, and the plan says residual_keep 0, for what an earlier plan left behind may hold none
+either. A frozen tensor's gradient counts in norm(g_b): the bound holds, and some of C is spent on what does not move.
+Whether it adds up to a promise about a person is for an accountant to say; there is none.
+
 There is no weight decay: it would move every row of the model at every step, where a batch moves those of its words;
 `proximal` holds the weights near the fleet's and leaves untouched rows alone. numpy is not imported here: the agent
 names its rules when it checks in (`CAPABILITIES`), and is idle then. The maths is `local_optimizer`'s.
@@ -37,7 +49,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from wire_contract.manifest import signature_family
 from wire_contract.messages import LocalRule, Plan
+
+PRIVATE_FAMILY = "train_private"
 
 
 class PlanRefused(Exception):  # noqa: N818 - an answer, not a fault
@@ -60,6 +75,8 @@ class _Kind:
 _FRACTION = _Kind(high=1.0, holds_low=True)
 _COUNT = _Kind(low=1.0, holds_low=True, whole=True)
 _KINDS = {
+    "example-clip": _Kind(place=-2),
+    "example-noise": _Kind(place=-1, holds_low=True),
     "clip": _Kind(place=1),
     "freeze": _Kind(place=0, takes_value=False, takes_tensors=True),
     "max-steps": _COUNT,
@@ -93,11 +110,25 @@ def check_rules(plan: Plan, tensors: Collection[str]) -> None:
         for before in seen:
             _check_pair(before, rule.name)
         seen.append(rule.name)
+    _check_private(plan)
     mu = value_of(plan, "proximal")
     if mu is not None and plan.learning_rate * mu > 1.0:
         raise PlanRefused(
             f"'proximal' needs learning rate x value <= 1, got {plan.learning_rate} x {mu} = {plan.learning_rate * mu}"
         )
+
+
+def _check_private(plan: Plan) -> None:
+    private = signature_family(plan.signature) == PRIVATE_FAMILY
+    clips = value_of(plan, "example-clip") is not None
+    if private and not clips:
+        raise PlanRefused(f"{plan.signature!r} needs the rule 'example-clip', the plan has it not")
+    for name in ("example-clip", "example-noise"):
+        if value_of(plan, name) is not None and not private:
+            raise PlanRefused(f"{name!r} needs the signature {PRIVATE_FAMILY!r}, the plan asks for {plan.signature!r}")
+
+    if value_of(plan, "example-noise") and plan.residual_keep > 0.0:
+        raise PlanRefused(f"'example-noise' needs residual_keep 0, got {plan.residual_keep}")
 
 
 def _check_value(rule: LocalRule, kind: _Kind) -> None:

@@ -10,6 +10,9 @@ The rules (accuracy.md 1):
   was stopped between steps and goes on another night ends in the same bytes as one that was not;
 - without rules in the plan the graph's own step is the step; with one about the direction the graph gives the gradient
   and `local_optimizer` steps;
+- a plan names a signature or a variant of it with other static shapes (`train_b4_l20`), whose length the rows have;
+- `train_private` takes a token's weight to be 1 / length: a row's gradient is that of its mean loss, the sum has a
+  fixed divisor, and nothing scales by how many tokens came (`local_rules`, private steps);
 - a rule or signature that is not known is refused by name.
 """
 
@@ -21,15 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import candidates, local_rules
+from edge_runtime.example_noise import Normals
 from edge_runtime.local_optimizer import PROBE, Gradient, LocalOptimizer, of_rows
 from edge_runtime.local_rules import PlanRefused as PlanRefused
 from edge_runtime.ports import SignatureRunner
 from wire_contract.layout import Tensors
-from wire_contract.manifest import Manifest
+from wire_contract.manifest import TRAIN_FAMILIES, Manifest, signature_family
 from wire_contract.messages import Plan
 from wire_contract.vocabulary import PAD
 
-SIGNATURES = ("train", "train_sampled")
 _ROWS, _ORDER, _STEP = 0, 1, 2
 _TAKEN = Gradient(np.zeros((0, 0), np.float32))
 OUTPUT_ROWS, KERNEL_ROWS, PROJECTION = "output_rows", "kernel_rows", "projection"
@@ -52,7 +55,8 @@ class Checkpoint:
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
     """Trained fleet tensors. The losses are those of the first and the last batch, each before its own step and as
-    the plan's signature measures it: a sign of life, not a score. `examples` is the number of rows."""
+    the plan's signature measures it: a sign of life, not a score; 0 where noise is asked for, which is not in them.
+    `examples` is the number of rows."""
 
     packed: Tensors
     steps: int
@@ -91,33 +95,46 @@ def draw_rows(stream: Sequence[int], *, rows: int, length: int, rng: np.random.G
 def check_plan(plan: Plan, manifest: Manifest) -> None:
     """Raise `PlanRefused` for a rule or signature that is not to be had here."""
     local_rules.check_rules(plan, [entry.name for entry in manifest.tensors])
-    if plan.signature not in SIGNATURES or plan.signature not in manifest.signatures:
-        known = tuple(name for name in SIGNATURES if name in manifest.signatures)
+    if signature_family(plan.signature) not in TRAIN_FAMILIES or plan.signature not in manifest.signatures:
+        known = tuple(sorted(name for name in manifest.signatures if signature_family(name) in TRAIN_FAMILIES))
         raise PlanRefused(f"this model trains by {known}, the plan asks for {plan.signature!r}")
+    spec = manifest.signatures[plan.signature]
+    most = min(spec.batch * spec.length, manifest.vocabulary_words)
+    if signature_family(plan.signature) == "train_sampled" and spec.candidates < most:
+        raise PlanRefused(
+            f"{plan.signature!r} needs as many candidates as its batch may have targets, {most}, got {spec.candidates}"
+        )
 
 
 class Stepper:
-    """One step after another through `train` or `train_sampled`: plain SGD, or as an `optimizer` has it.
+    """One step after another through one of the train signatures: plain SGD, or as an `optimizer` has it.
 
-    `packed` (the train inputs, see `Layout.pack`) are copied once, unless they are the stepper's to `keep`; read them
-    between steps.
+    `example_clip` is for `train_private` and only for it, whose step is always an optimizer's. `packed` (the train
+    inputs, see `Layout.pack`) are copied once, unless they are the stepper's to `keep`; read them between steps.
     """
 
     def __init__(
         self, runner: SignatureRunner, manifest: Manifest, packed: Tensors, signature: str,
-        optimizer: LocalOptimizer | None = None, *, keep: bool = False,
+        optimizer: LocalOptimizer | None = None, *, keep: bool = False, example_clip: float | None = None,
     ) -> None:  # fmt: skip
         spec = manifest.signatures[signature]
         self._runner = runner
-        self._signature = signature
+        self._signature, self._family = signature, signature_family(signature)
+        private = self._family == local_rules.PRIVATE_FAMILY
+        if private != (example_clip is not None) or (private and optimizer is None):
+            raise ValueError(f"a private step, and no other, takes a clip and an optimizer, got {signature!r}")
+        self._example_clip = example_clip
         self._optimizer = optimizer
         self.batch, self.length, self._candidates = spec.batch, spec.length, spec.candidates
         self.packed: Tensors = dict(packed) if keep else {name: np.array(value) for name, value in packed.items()}
         self._words = self.packed[OUTPUT_ROWS].shape[0]
         self._width = self.packed[PROJECTION].shape[0]
 
-    def step(self, rows: NDArray[np.int32], learning_rate: float, dropout: float, rng: np.random.Generator) -> float:
-        """Train on up to `batch` rows [n, length + 1]; return the mean loss before the step."""
+    def step(
+        self, rows: NDArray[np.int32], learning_rate: float, dropout: float, rng: np.random.Generator,
+        normals: Normals | None = None,
+    ) -> float:  # fmt: skip
+        """Train on up to `batch` rows [n, length + 1]; return the mean loss a token before the step."""
         padded = np.full((self.batch, self.length + 1), PAD, dtype=np.int32)
         padded[: len(rows)] = rows
         tokens, targets = np.ascontiguousarray(padded[:, :-1]), np.ascontiguousarray(padded[:, 1:])
@@ -132,18 +149,26 @@ class Stepper:
             KERNEL_ROWS: self.packed[KERNEL_ROWS],
             PROJECTION: self.packed[PROJECTION],
         }
-        if self._signature == "train":
-            outputs = self._runner.run("train", {**inputs, "tokens": tokens, OUTPUT_ROWS: self.packed[OUTPUT_ROWS]})
-            rows_gradient = self._exact_rows(outputs)
-        else:
+        if self._family == "train_sampled":
             outputs, rows_gradient = self._sampled(inputs, tokens, targets, weights > 0, rng)
+        else:
+            inputs |= {"tokens": tokens, OUTPUT_ROWS: self.packed[OUTPUT_ROWS]}
+            if self._example_clip is not None:
+                inputs["weights"] = weights / np.float32(self.length)
+                inputs["example_clip"] = np.array(self._example_clip, dtype=np.float32)
+            outputs = self._runner.run(self._signature, inputs)
+            rows_gradient = self._exact_rows(outputs)
         if self._optimizer is None:
             self.packed[KERNEL_ROWS] = outputs["trained_kernel_rows"]
             self.packed[PROJECTION] = outputs["trained_projection"]
         else:
             gradients = {name: self._gradient(name, outputs[f"trained_{name}"]) for name in (KERNEL_ROWS, PROJECTION)}
             gradients[OUTPUT_ROWS] = rows_gradient
-            self._optimizer.step(self.packed, gradients, learning_rate, share)
+            private = self._example_clip is not None
+            self._optimizer.step(self.packed, gradients, learning_rate, 1.0 if private else share, normals)
+            if private:
+                # The graph divides by the sum of the weights, or by 1 where that is less.
+                return float(outputs["loss"]) / min(1.0, float(inputs["weights"].sum()))
         return float(outputs["loss"])
 
     def _gradient(self, name: str, trained: NDArray[np.float32]) -> Gradient:
@@ -179,7 +204,7 @@ class Stepper:
             "input_rows": np.ascontiguousarray(output_rows[by_position, :width]),
             "candidate_rows": candidate_rows,
         }
-        outputs = self._runner.run("train_sampled", given)
+        outputs = self._runner.run(self._signature, given)
         # The difference, because adding the correction back to the bias would round words that did not move.
         moved = outputs["trained_candidate_rows"] - candidate_rows
         if self._optimizer is not None:
@@ -222,10 +247,12 @@ def total_steps(checkpoint: Checkpoint, plan: Plan, manifest: Manifest) -> int:
 
 
 def steps(
-    runner: SignatureRunner, checkpoint: Checkpoint, plan: Plan, manifest: Manifest, seed: int, *, keep: bool = False
-) -> Iterator[Checkpoint]:
+    runner: SignatureRunner, checkpoint: Checkpoint, plan: Plan, manifest: Manifest, seed: int, *, keep: bool = False,
+    secret: bytes = b"",
+) -> Iterator[Checkpoint]:  # fmt: skip
     """Yield a checkpoint after each step that is still to do; the last one is the finished training.
 
+    `secret` (`example_noise.secret_of`) is what a plan's noise is made of; without such a rule it is not looked at.
     The checkpoints share the stepper's arrays: write one to disk, or drop it, before asking for the next. With `keep`
     the first one's weights are used up, too: a copy less in memory.
     """
@@ -233,7 +260,9 @@ def steps(
     total, optimizer = total_steps(checkpoint, plan, manifest), None
     if local_rules.directs(plan):
         optimizer = LocalOptimizer(plan, manifest, base, checkpoint.velocity)
-    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature, optimizer, keep=keep)
+    clip = local_rules.value_of(plan, "example-clip")
+    noisy = bool(local_rules.value_of(plan, "example-noise"))
+    stepper = Stepper(runner, manifest, checkpoint.packed, plan.signature, optimizer, keep=keep, example_clip=clip)
     del checkpoint
     a_epoch = -(-len(rows) // stepper.batch)
     for number in range(done, total):
@@ -241,7 +270,11 @@ def steps(
         order = generator(seed, _ORDER, epoch).permutation(len(rows))
         batch = rows[order[place * stepper.batch : (place + 1) * stepper.batch]]
         rate = local_rules.rate(plan, number, total)
-        loss = stepper.step(batch, rate, plan.dropout, generator(seed, _STEP, number))
+        normals = Normals(secret, number) if noisy else None
+        loss = stepper.step(batch, rate, plan.dropout, generator(seed, _STEP, number), normals)
+        if noisy:
+            # The update's header says the losses to the aggregator, and no noise is in them.
+            loss = 0.0
         first = loss if number == 0 else first
         velocity = None if optimizer is None else optimizer.velocity
         yield Checkpoint(stepper.packed, rows, number + 1, first, loss, base, velocity)

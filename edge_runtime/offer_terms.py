@@ -13,8 +13,8 @@ from wire_contract.messages import EVALUATION_CAPABILITY, EvaluationOffer, TaskO
 
 CAPABILITIES = (
     "codec:basis", "codec:shared", "codec:threshold", "codec:topk", "codec:topk4", "entropy:deflate", "entropy:none",
-    "entropy:zstd", "signature:train", "signature:train_sampled", "plan:separation", EVALUATION_CAPABILITY,
-    *local_rules.CAPABILITIES,
+    "entropy:zstd", "signature:train", "signature:train_private", "signature:train_sampled", "plan:separation",
+    "plan:variant", EVALUATION_CAPABILITY, *local_rules.CAPABILITIES,
 )  # fmt: skip
 
 

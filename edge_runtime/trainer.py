@@ -111,7 +111,7 @@ class Pipes:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m edge_runtime.trainer", description="Started by edge-runtime run.")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--runtime", choices=("auto", "litert", "tflite"), required=True)
+    parser.add_argument("--runtime", choices=("auto", "litert", "tflite", "numpy"), required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--ahead", type=float, required=True, metavar="SECONDS")
     parser.add_argument("--memory", type=int, required=True, metavar="BYTES")

@@ -14,7 +14,7 @@ from edge_runtime.adapters import personal_copy, personal_records
 from edge_runtime.adapters.clock import SystemClock
 from edge_runtime.adapters.downloads import HttpDownloads
 from edge_runtime.adapters.in_process_trainer import InProcessTrainer
-from edge_runtime.adapters.interpreter import InterpreterRuntime
+from edge_runtime.adapters.lazy_runtime import LazyRuntime
 from edge_runtime.adapters.mqtt import MqttTransport
 from edge_runtime.adapters.personal_records import MadeRecord, MixtureRecord
 from edge_runtime.adapters.sensors.files import FileSensors, write_fixture
@@ -49,7 +49,7 @@ class PersonalDevice:
     def __init__(self, home: Path, settings: Settings, sensors_root: Path) -> None:
         self._home = home
         self._sensors_root = sensors_root
-        self._runtime = InterpreterRuntime(settings.runtime)
+        self._runtime = LazyRuntime(settings.runtime)
         enrolled = identity.load_enrolled(home)
         self._clock = clock = SystemClock()
         ports = Ports(

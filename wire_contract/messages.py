@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from wire_contract.errors import Malformed, Unsupported
+from wire_contract.manifest import signature_family
 
 MAX_MESSAGE_BYTES = 96 * 1024
 MAX_CHUNK_BYTES = 48 * 1024
@@ -470,7 +471,11 @@ def verdict_returns_the_update(verdict: str) -> bool:
 
 def capabilities_needed(plan: Plan) -> frozenset[str]:
     """Return the capabilities that a device must name at check-in before this plan may be offered to it."""
-    needed = {f"codec:{plan.codec.mode}", f"rule:{plan.rule}", f"signature:{plan.signature}"}
+    family = signature_family(plan.signature)
+    needed = {f"codec:{plan.codec.mode}", f"rule:{plan.rule}", f"signature:{family}"}
+    if family != plan.signature:
+        # A device that knows no variants would look for the family's own name and refuse the plan each time.
+        needed.add("plan:variant")
     if plan.codec.mode != "shared":
         needed.add(f"entropy:{plan.codec.entropy}")
     # A device that does not know these two fields would ignore them, and send something else than the plan says.
@@ -484,9 +489,10 @@ def capabilities_needed(plan: Plan) -> frozenset[str]:
     return frozenset(needed)
 
 
-LOCAL_RULES = frozenset(
-    ("clip", "freeze", "max-steps", "momentum", "nesterov", "proximal", "schedule-cosine", "schedule-linear", "warm-up")
-)
+LOCAL_RULES = frozenset((
+    "clip", "example-clip", "example-noise", "freeze", "max-steps", "momentum", "nesterov", "proximal",
+    "schedule-cosine", "schedule-linear", "warm-up",
+))  # fmt: skip
 """The names of local rules that this release's devices know; their maths is the device's alone."""
 
 EVALUATION_BUCKET = 10

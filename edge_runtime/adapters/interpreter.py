@@ -9,6 +9,7 @@ The rules:
 """
 
 import importlib
+import importlib.util
 import os
 import threading
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from edge_runtime.ports import Arrays, RuntimeFailed
 from wire_contract.manifest import Manifest
 
-RuntimeName = Literal["auto", "litert", "tflite"]
+InterpreterName = Literal["auto", "litert", "tflite"]
 MODULES = {"litert": "ai_edge_litert.interpreter", "tflite": "tflite_runtime.interpreter"}
 PACKAGES = {"litert": "ai-edge-litert", "tflite": "tflite-runtime"}
 TEMPLATES_HELD = 4
@@ -64,18 +65,20 @@ class Model:
         return outputs
 
 
-def load_module(runtime: RuntimeName) -> tuple[str, Any]:
+def load_module(runtime: InterpreterName) -> tuple[str, Any]:
     """Return the chosen interpreter's short name and module. Raises `RuntimeFailed` if it is not installed."""
+    broken = ""
     for name in ("litert", "tflite") if runtime == "auto" else (runtime,):
         try:
             return name, importlib.import_module(MODULES[name])
-        except ImportError:
-            continue
+        except ImportError as e:
+            if importlib.util.find_spec(MODULES[name].split(".")[0]) is not None:
+                broken += f"; {PACKAGES[name]} is installed and does not load: {e}"
     wanted = " or ".join(PACKAGES.values()) if runtime == "auto" else PACKAGES[runtime]
-    raise RuntimeFailed(f"no interpreter is installed: pip install {wanted}")
+    raise RuntimeFailed(f"no interpreter can be loaded: pip install {wanted}{broken}")
 
 
-def open_model(data_or_path: bytes | Path, runtime: RuntimeName = "auto") -> Model:
+def open_model(data_or_path: bytes | Path, runtime: InterpreterName = "auto") -> Model:
     """Open a model file. Raises `RuntimeFailed`, `OSError` for a path that cannot be read."""
     data = data_or_path if isinstance(data_or_path, bytes) else data_or_path.read_bytes()
     return Model(data, load_module(runtime)[1])
@@ -115,7 +118,7 @@ class _Pool:
 class InterpreterRuntime:
     """Implements the ModelRuntime port. Share one object among the agents of a process: the pools are its own."""
 
-    def __init__(self, runtime: RuntimeName = "auto") -> None:
+    def __init__(self, runtime: InterpreterName = "auto") -> None:
         short, self._module = load_module(runtime)
         self._name = f"{short} {getattr(importlib.import_module(MODULES[short].split('.')[0]), '__version__', '')}"
         self._templates = _Pool(TEMPLATES_HELD)

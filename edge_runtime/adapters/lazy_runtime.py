@@ -1,4 +1,4 @@
-"""The ModelRuntime port that loads numpy and the interpreter at the first model, and knows its name before."""
+"""The ModelRuntime port that loads numpy and the engine at the first model, and knows its name before."""
 
 import importlib.util
 import sys
@@ -11,16 +11,21 @@ from wire_contract.manifest import Manifest
 
 if TYPE_CHECKING:
     from edge_runtime.adapters.interpreter import InterpreterRuntime
+    from edge_runtime.adapters.numpy_runtime import NumpyRuntime
 
-RuntimeName = Literal["auto", "litert", "tflite"]
+RuntimeName = Literal["auto", "litert", "tflite", "numpy"]
 MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}
 
 
 def runtime_name(wanted: RuntimeName) -> str:
-    """Return which interpreter and version would be loaded, found without loading it: `litert 2.3.0`, or `none`."""
-    for short in ("litert", "tflite") if wanted == "auto" else (wanted,):
-        if importlib.util.find_spec(MODULES[short]) is not None:
-            return f"{short} {_version_of(MODULES[short])}".strip()
+    """Return which engine and version would be loaded, found without loading it: `litert 2.3.0`, or `none`.
+
+    The order of `auto` is `runtime_choice`'s.
+    """
+    for short in ("litert", "tflite", "numpy") if wanted == "auto" else (wanted,):
+        module = MODULES.get(short, short)
+        if importlib.util.find_spec(module) is not None:
+            return f"{short} {_version_of(module)}".strip()
     return "none"
 
 
@@ -40,13 +45,13 @@ class LazyRuntime:
 
     def __init__(self, wanted: RuntimeName) -> None:
         self._wanted = wanted
-        self._loaded: InterpreterRuntime | None = None
+        self._loaded: InterpreterRuntime | NumpyRuntime | None = None
 
-    def _runtime(self) -> "InterpreterRuntime":
+    def _runtime(self) -> "InterpreterRuntime | NumpyRuntime":
         if self._loaded is None:
-            from edge_runtime.adapters.interpreter import InterpreterRuntime
+            from edge_runtime.adapters.runtime_choice import open_runtime
 
-            self._loaded = InterpreterRuntime(self._wanted)
+            self._loaded = open_runtime(self._wanted)
         return self._loaded
 
     @property

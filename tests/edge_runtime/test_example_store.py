@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.adapters.database import transaction
 from edge_runtime.adapters.example_migration import to_sealed
-from edge_runtime.adapters.example_store import KEPT_S, KEPT_WORDS, SCHEMA, SqliteExampleStore
+from edge_runtime.adapters.example_store import KEPT_S, KEPT_WORDS, TEXT_SCHEMA, SqliteExampleStore
 from edge_runtime.day_keys import DAY_S, DoesNotOpen, StorageKey
 from edge_runtime.ports import StorageFailed, StorageFull
 from edge_runtime.privacy_filter import filter_text, id_stream
@@ -422,7 +422,7 @@ def test_a_file_of_the_first_schema_is_sealed_and_nothing_readable_is_left_of_it
     assert store.sentences() == sentences
     assert store.new_words() == ["mirabella", "zaphodius"]
     assert store.count_words() == sum(len(sentence.split(" ")) for sentence in sentences)
-    assert rows_of(tmp_path, "PRAGMA user_version") == [(2,)]
+    assert rows_of(tmp_path, "PRAGMA user_version") == [(3,)]
     store.add("seenonce", NOW + 130_000)
     assert "seenonce" in store.new_words(), "a hash of the first schema still counts"
     store.expire(NOW + KEPT_S + 40_000)
@@ -438,13 +438,13 @@ def test_a_migration_that_was_killed_before_it_had_scrubbed_is_finished_by_the_n
     # As if the process had died right after the commit, and the pages not been overwritten at all.
     connection.execute("PRAGMA secure_delete=OFF")
     with transaction(connection, "the old file"):
-        to_sealed(SCHEMA, KEY, os.urandom).change(connection)
+        to_sealed(TEXT_SCHEMA, KEY, os.urandom).change(connection)
         connection.execute("PRAGMA user_version=-2")
     connection.close()
     assert b"harbour" in bytes_on_disk(tmp_path)
     store = SqliteExampleStore(path, SPEECH, Entropy(1), KEY, held_out_share=0.0)
     assert store.sentences() == sentences
-    assert b"harbour" not in bytes_on_disk(tmp_path) and rows_of(tmp_path, "PRAGMA user_version") == [(2,)]
+    assert b"harbour" not in bytes_on_disk(tmp_path) and rows_of(tmp_path, "PRAGMA user_version") == [(3,)]
     store.close()
 
 
@@ -455,7 +455,7 @@ def test_a_full_disk_leaves_the_first_schema_as_it_was(tmp_path):
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageFull), transaction(connection, "the old file"):
-        to_sealed(SCHEMA, KEY, os.urandom).change(connection)
+        to_sealed(TEXT_SCHEMA, KEY, os.urandom).change(connection)
     connection.close()
     assert rows_of(tmp_path, "PRAGMA user_version") == [(1,)]
     assert rows_of(tmp_path, "SELECT COUNT(*) FROM sentence") == [(500,)]

@@ -1,4 +1,4 @@
-"""Both interpreters of a device, where they are installed, on the tiny fixture."""
+"""What runs a device's models, the interpreters that are installed and numpy: one suite, on the tiny fixture."""
 
 import importlib.util
 import subprocess
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edge_runtime import model_check
-from edge_runtime.adapters.interpreter import InterpreterRuntime, load_module, open_model
+from edge_runtime.adapters.interpreter import load_module
+from edge_runtime.adapters.runtime_choice import open_model, open_runtime
 from edge_runtime.model_check import CheckFailed
 from edge_runtime.ports import RuntimeFailed
 from tests.edge_runtime.test_local_training import MANIFEST, MODEL, PACKED
@@ -24,9 +25,9 @@ INSTALLED = [
 CONTEXT = np.array(MANIFEST.golden.tokens, np.int32)
 
 
-@pytest.fixture(params=INSTALLED)
+@pytest.fixture(params=[*INSTALLED, "numpy"])
 def runtime(request):
-    return InterpreterRuntime(request.param)
+    return open_runtime(request.param)
 
 
 def test_a_device_environment_holds_an_interpreter_and_no_tensorflow():
@@ -69,15 +70,15 @@ def test_all_versions_of_a_template_share_one_interpreter(runtime):
         return MODEL
 
     assert runtime.template(MANIFEST, read) is runtime.template(MANIFEST, read)
-    assert len(reads) == 1
+    # numpy needs nothing of the file for them.
+    assert len(reads) == (0 if runtime.name.startswith("numpy") else 1)
 
 
-@pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both interpreters: pip install tflite-runtime ai-edge-litert")
-def test_both_interpreters_train_and_suggest_alike():
+def test_all_that_are_installed_train_and_suggest_alike():
     rows = np.random.default_rng(1).integers(4, 600, (16, 21)).astype(np.int32)
     outputs = []
-    for name in INSTALLED:
-        model = open_model(MODEL, name)
+    for name in (*INSTALLED, "numpy"):
+        model = open_model(MODEL, name, MANIFEST)
         trained = model.run(
             "train",
             {
@@ -86,22 +87,82 @@ def test_both_interpreters_train_and_suggest_alike():
             },
         )  # fmt: skip
         outputs.append((trained, model.run("suggest_context", {"tokens": CONTEXT})))
-    (trained_a, suggested_a), (trained_b, suggested_b) = outputs
-    for name in trained_a:
-        np.testing.assert_allclose(trained_a[name], trained_b[name], atol=2e-6)
-    np.testing.assert_allclose(suggested_a["log_probs"][4:], suggested_b["log_probs"][4:], atol=0.02)
+    (trained, suggested), *others = outputs
+    for trained_here, suggested_here in others:
+        for name in trained:
+            np.testing.assert_allclose(trained[name], trained_here[name], atol=2e-6)
+        np.testing.assert_allclose(suggested["log_probs"][4:], suggested_here["log_probs"][4:], atol=0.02)
+
+
+def test_a_file_is_opened_by_numpy_with_its_manifest_or_not_at_all():
+    with pytest.raises(RuntimeFailed, match="opens a model with its manifest, got none"):
+        open_model(MODEL, "numpy")
+
+
+WITHOUT = "import sys; sys.modules['tflite_runtime'] = None; sys.modules['ai_edge_litert'] = None\n"
+
+
+def said(code, *, path=()):
+    code = f"import sys; sys.path[:0] = {[str(each) for each in path]!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_no_interpreter_at_all_is_said_with_what_to_install():
     code = (
-        "import sys; sys.modules['tflite_runtime'] = None; sys.modules['ai_edge_litert'] = None\n"
         "from edge_runtime.adapters.interpreter import load_module\n"
         "from edge_runtime.ports import RuntimeFailed\n"
         "try:\n    load_module('auto')\nexcept RuntimeFailed as e:\n    print(e)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert "pip install ai-edge-litert or tflite-runtime" in done.stdout
+    assert "pip install ai-edge-litert or tflite-runtime" in said(WITHOUT + code)
     assert load_module(INSTALLED[0])[0] == INSTALLED[0]
+
+
+def test_auto_is_numpy_only_where_neither_interpreter_is_installed():
+    code = (
+        "from edge_runtime.adapters.lazy_runtime import LazyRuntime, runtime_name\n"
+        "from edge_runtime.adapters.runtime_choice import open_runtime\n"
+        "runtime = LazyRuntime('auto'); runtime.mark_checked('a')\n"
+        "print(runtime_name('auto'), open_runtime('auto').name, runtime._loaded.name, sep=',')\n"
+    )
+    assert said(WITHOUT + code).strip() == ",".join([f"numpy {np.__version__}"] * 3)
+    assert all(name.startswith(INSTALLED[0]) for name in said(code).strip().split(","))
+
+
+def test_a_version_is_checked_and_every_module_of_a_device_loads_where_no_interpreter_is_installed():
+    folder = Path(__file__).parent / "fixtures" / "tiny"
+    code = (
+        "import pkgutil, importlib, edge_runtime\n"
+        "for each in pkgutil.walk_packages(edge_runtime.__path__, 'edge_runtime.'):\n"
+        "    importlib.import_module(each.name)\n"
+        "from pathlib import Path\n"
+        "from edge_runtime import model_check\n"
+        "from edge_runtime.adapters.lazy_runtime import LazyRuntime\n"
+        "from wire_contract.envelope import read_envelope\n"
+        "from wire_contract.manifest import decode_manifest\n"
+        f"folder = Path({str(folder)!r})\n"
+        "manifest = decode_manifest(read_envelope((folder / 'manifest.bin').read_bytes()).body)\n"
+        "runtime = LazyRuntime('auto')\n"
+        "model_check.check((folder / 'model.tflite').read_bytes(), manifest, runtime)\n"
+        "print(runtime.name, runtime.checked(manifest.sha256))\n"
+    )
+    assert said(WITHOUT + code).strip() == f"numpy {np.__version__} True"
+
+
+def test_an_interpreter_that_is_installed_and_broken_is_said_and_not_replaced(tmp_path):
+    for package in ("ai_edge_litert", "tflite_runtime"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+        (tmp_path / package / "interpreter.py").write_text("raise ImportError('libfoo.so is missing')")
+    code = (
+        "from edge_runtime.adapters.runtime_choice import open_runtime\n"
+        "from edge_runtime.ports import RuntimeFailed\n"
+        "try:\n    open_runtime('auto')\nexcept RuntimeFailed as e:\n    print(e)\n"
+    )
+    told = said(code, path=[tmp_path])
+    assert "ai-edge-litert is installed and does not load: libfoo.so is missing" in told
+    assert 'runtime = "numpy"' in told
 
 
 def test_the_shipped_version_passes_its_golden_check(runtime):
@@ -126,7 +187,8 @@ def test_a_version_with_any_one_of_the_embeddings_scales_wrong_is_found(runtime,
     broken[offset : offset + 4] = (np.frombuffer(broken, "<f4", 1, offset)[0] * np.float32(4.0)).tobytes()
     with pytest.raises(CheckFailed) as caught:
         model_check.check(bytes(broken), manifest, runtime)
-    assert caught.value.reason == "logit_tolerance"
+    # numpy reads one place, and sees to it that the others are the same.
+    assert caught.value.reason == ("does_not_run" if runtime.name.startswith("numpy") else "logit_tolerance")
 
 
 def test_an_interpreter_that_computes_something_else_is_found(runtime):

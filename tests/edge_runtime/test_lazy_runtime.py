@@ -21,6 +21,10 @@ def test_an_interpreter_that_is_not_installed_is_none(short):
     assert runtime_name(short) == "none"
 
 
+def test_numpy_is_named_by_its_package_too():
+    assert runtime_name("numpy") == f"numpy {version('numpy')}"
+
+
 def test_what_was_let_go_is_loaded_again():
     runtime = LazyRuntime("auto")
     assert runtime.name.startswith(tuple(HERE)) and runtime._loaded is None

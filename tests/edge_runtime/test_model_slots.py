@@ -3,6 +3,7 @@ import hashlib
 import msgspec
 import pytest
 
+from edge_runtime import activation
 from edge_runtime.model_slots import ModelSlots, VersionRefused
 from edge_runtime.ports import NotThere, Unreachable
 from edge_runtime.trust import Keys, ManifestRefused
@@ -30,6 +31,14 @@ class Device:
 
     def install(self, track="training"):
         return self.slots.install(self.aggregator.signed, track, self.clock.now())
+
+    def confirm(self):
+        """Boot until the refresh on trial is confirmed."""
+        while self.slots.slot("refresh").on_trial and not self.slots.slot("refresh").ready:
+            assert self.slots.begin_boot() is not None
+            self.slots.came_up()
+        if self.slots.slot("refresh").ready:
+            self.slots.change("refresh", activation.Healthy("by this test"))
 
     def models(self):
         return sorted(path.name for path in (self.home / "models").glob("*"))
@@ -154,12 +163,17 @@ def test_a_version_that_both_tracks_hold_is_fetched_once_and_stays_while_one_nam
 
 def test_rolling_back_returns_to_the_previous_version_and_still_refuses_lower_ones(device):
     first = device.install("refresh")
+    device.confirm()
     device.aggregator.move_on(("training", "refresh"), "refresh")
     second = device.install("refresh")
+    device.confirm()
     device.slots.roll_back("refresh")
     reopened = device.open()
     assert reopened.current("refresh").manifest == first
-    assert reopened.slot("refresh").version == second.version
+    assert (reopened.slot("refresh").version, reopened.slot("refresh").floor) == (second.version, second.version)
+    with pytest.raises(VersionRefused) as caught:
+        device.install("refresh")
+    assert caught.value.reason == "rolled_back"
 
 
 def test_a_file_that_rotted_on_the_disk_counts_as_not_held_and_is_fetched_again(device):

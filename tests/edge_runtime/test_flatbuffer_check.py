@@ -1,0 +1,128 @@
+"""The structure of a `.tflite`, before anything native opens it. `tests/system` flips ten thousand bits."""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_runtime import model_slots
+from edge_runtime.flatbuffer_check import FileRefused, check, verify
+from edge_runtime.flatbuffer_operators import OPERATORS
+from edge_runtime.model_slots import ModelSlots, VersionRefused
+from edge_runtime.trust import Keys
+from tests.edge_runtime.fakes import FakeBroker, FakeClock, FakeDownloads, ToyAggregator
+from wire_contract import envelope
+from wire_contract.manifest import encode_manifest, template_hash
+
+ROOT = Path(__file__).parents[2]
+MIXED_PATH = Path(__file__).parent / "fixtures" / "mixed.tflite"
+MIXED = MIXED_PATH.read_bytes()
+TOY = ToyAggregator(FakeBroker(), FakeDownloads(), FakeClock())
+MANIFEST, MODEL = TOY.manifest, TOY.model
+
+
+def refusal(data, manifest=MANIFEST):
+    with pytest.raises(FileRefused) as caught:
+        check(data, manifest)
+    return caught.value.reason
+
+
+def test_what_the_exporter_made_is_sound():
+    contents = check(MODEL, MANIFEST)
+    assert sorted(contents.signatures) == sorted(MANIFEST.signatures) and contents.tables > 5000
+    assert sorted(verify(MIXED).signatures) == ["step", "train"]
+
+
+@pytest.mark.parametrize("data", [MODEL, MIXED], ids=["a keyboard's model", "a small one"])
+def test_a_file_that_is_cut_anywhere_is_refused(data):
+    for part in range(64):
+        with pytest.raises(FileRefused):
+            verify(data[: len(data) * part // 64])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"TFL3", b"\x08\0\0\0TFL3", bytes(100), b"\xff" * 100, b"\x08\0\0\0TFL3" + bytes(64)]
+)
+def test_what_is_no_model_is_refused(data):
+    with pytest.raises(FileRefused) as caught:
+        verify(data)
+    assert caught.value.reason == "bad_flatbuffer"
+
+
+def test_other_signatures_than_the_manifests_are_refused_by_name():
+    more = {**MANIFEST.signatures, "train_private": MANIFEST.signatures["train"]}
+    fewer = {"train": MANIFEST.signatures["train"]}
+    for signatures in (more, fewer):
+        assert refusal(MODEL, msgspec.structs.replace(MANIFEST, signatures=signatures)) == "bad_signatures"
+
+
+@pytest.mark.parametrize("shift", [-4, -1, 1, 4, 4096, -1_000_000, 1 << 40])
+@pytest.mark.parametrize("field", ["offsets", "scale_offsets"])
+def test_a_manifest_whose_offsets_lie_about_the_file_is_refused(field, shift):
+    entry = next(entry for entry in MANIFEST.tensors if entry.kind == "int8")
+    wrong = msgspec.structs.replace(entry, **{field: tuple(offset + shift for offset in getattr(entry, field))})
+    manifest = msgspec.structs.replace(MANIFEST, tensors=(wrong, *(e for e in MANIFEST.tensors if e is not entry)))
+    assert refusal(MODEL, manifest) == "bad_ranges"
+
+
+def test_a_range_over_a_constant_of_another_kind_is_refused():
+    floats = next(entry for entry in MANIFEST.tensors if entry.kind == "float32")
+    lying = msgspec.structs.replace(floats, kind="float16")
+    manifest = msgspec.structs.replace(MANIFEST, tensors=(lying,))
+    assert refusal(MODEL, manifest) == "bad_ranges"
+
+
+def test_a_file_that_hashes_right_and_is_built_wrong_never_reaches_the_interpreter(tmp_path):
+    """The exporter's own key lies: a manifest whose hashes are those of a broken file."""
+    broken = bytearray(MODEL)
+    broken[0] ^= 0x40
+    broken = bytes(broken)
+    manifest = msgspec.structs.replace(
+        MANIFEST, sha256=hashlib.sha256(broken).hexdigest(), template_sha256=template_hash(broken, MANIFEST)
+    )
+    downloads, opened = FakeDownloads(), []
+    aggregator = ToyAggregator(FakeBroker(), downloads, FakeClock())
+    downloads.files[f"/v1/models/{manifest.sha256}"] = broken
+    keys = Keys(envelope.public_bytes(aggregator.key), bytes(32))
+    slots = ModelSlots(tmp_path, keys, "keyboard", "http://toy/", downloads, lambda *each: opened.append(each))
+    with pytest.raises(VersionRefused) as caught:
+        slots.install(envelope.sign(aggregator.key, "manifest", encode_manifest(manifest)), "training", 1_800_400_000.0)
+    assert caught.value.reason == "bad_flatbuffer" and opened == []
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_versions_of_one_template_are_looked_at_once(tmp_path):
+    downloads = FakeDownloads()
+    aggregator = ToyAggregator(FakeBroker(), downloads, FakeClock())
+    keys = Keys(aggregator.manifest_key, envelope.public_bytes(aggregator.key))
+    slots = ModelSlots(tmp_path, keys, "keyboard", "http://toy/", downloads, lambda data, manifest: None)
+    slots.install(aggregator.signed, "training", 1_800_400_000.0)
+    known = len(model_slots._sound)
+    aggregator.move_on()
+    slots.install(aggregator.signed, "training", 1_800_400_000.0)
+    assert len(model_slots._sound) == known
+
+
+def test_an_interpreter_survives_every_broken_file_that_is_found_sound():
+    """Five hundred flips here; ten thousand, in both environments, in tests/system."""
+    words = [sys.executable, "-m", "tests.edge_runtime.flipped_models", str(MIXED_PATH), "3", "500", "all"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
+    assert done.returncode == 0, f"died after {done.stdout[-200:]} {done.stderr[-500:]}"
+    told = dict(pair.split("=") for pair in done.stdout.splitlines()[-1].split())
+    assert int(told["bad_flatbuffer"]) > 100 and int(told["runs"]) > 50
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ai_edge_litert") is None, reason="the schema comes with ai-edge-litert")
+def test_the_table_of_operators_names_them_as_the_schema_does():
+    """The schema's generated module is the independent judge of codes and of options' types."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    options = {code: name for name, code in vars(schema.BuiltinOptions).items() if isinstance(code, int)}
+    for code, operator in OPERATORS.items():
+        assert names[code] == operator.name
+        assert operator.options in options
