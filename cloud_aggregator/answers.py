@@ -246,12 +246,19 @@ def receipt_of(row: UpdateRecord, now: int) -> Receipt:
 
 def answer_status(
     records: Records, device: str, update_id: str, keys: ServiceKeys, now: int, *, repeated: bool
-) -> Outgoing | None:
-    """Return what has become of an update, or None while it waits for this very pass.
+) -> list[Outgoing]:
+    """Return what has become of an update; nothing while it waits for this very pass.
 
     `repeated`: the device sent the whole update again. After an acceptance that is a `duplicate`; a plain status query
     gets the first receipt's own bytes.
     """
+    answer = _status(records, device, update_id, keys, now, repeated=repeated)
+    return [] if answer is None else [answer]
+
+
+def _status(
+    records: Records, device: str, update_id: str, keys: ServiceKeys, now: int, *, repeated: bool
+) -> Outgoing | None:
     row = records.update(update_id)
     if row is None or row.device != device:
         return receipt_message(

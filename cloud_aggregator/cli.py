@@ -30,6 +30,8 @@ def build_parser() -> Parser:
     root = root_parser(
         "cloud-aggregator", "Takes client updates from devices, learns from them, and releases refreshes.", EXAMPLES
     )
+    from cloud_aggregator.trust_commands import add_release_commands, add_trust_commands
+
     top = root.add_subparsers(title="commands", metavar="COMMAND")
     _add(top, "init", "make a data directory with fresh keys and a configuration file", "init")
     serve = _add(top, "serve", "run the service until Ctrl-C", "serve")
@@ -81,6 +83,11 @@ def build_parser() -> Parser:
     _population(undo)
     undo.add_argument("--to", type=int, metavar="VERSION", help="which version's weights (default: the one before)")
     _dangerous(undo)
+    add_release_commands(release, DEFAULT_DATA)
+
+    add_trust_commands(
+        _group(top, "trust", "the signed repository that no stolen online key can replace"), DEFAULT_DATA
+    )
 
     evaluation = _group(top, "evaluation", "what devices say of a version, as counts on words that they hold out")
     ask = _add(evaluation, "ask", "ask devices to evaluate an announced version", "evaluation_ask")

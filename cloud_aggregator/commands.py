@@ -51,7 +51,8 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _data(arguments: argparse.Namespace) -> Path:
+def data_of(arguments: argparse.Namespace) -> Path:
+    """Return the data directory that the command names. Raises `CommandError` where there is none."""
     data = Path(arguments.data)
     if not (data / "aggregator.key").exists():
         raise CommandError(
@@ -63,7 +64,8 @@ def _data(arguments: argparse.Namespace) -> Path:
     return data
 
 
-def _settings(data: Path) -> ServiceSettings:
+def settings_of(data: Path) -> ServiceSettings:
+    """Return the service's settings."""
     path = data / SETTINGS_FILE
     return load_settings(path, ServiceSettings) if path.exists() else ServiceSettings()
 
@@ -73,7 +75,7 @@ def _read(
     ask: Callable[[OperatorClient], dict[str, Any]],
     look: Callable[[Records], dict[str, Any]],
 ) -> dict[str, Any]:
-    data = _data(arguments)
+    data = data_of(arguments)
     try:
         service = find_service(data)
     except CommandError as e:
@@ -81,7 +83,7 @@ def _read(
             raise
         from cloud_aggregator.serving import open_database
 
-        settings = _settings(data)
+        settings = settings_of(data)
         if not settings.database and not (data / "aggregator.db").exists():
             raise NotFound(f"{data} has no database yet: serve or import a population first") from e
         database = open_database(data, settings)
@@ -151,8 +153,8 @@ def serve(arguments: argparse.Namespace) -> None:
     from cloud_aggregator import serving
     from cloud_aggregator.adapters.broker import BrokerHandle
 
-    data = _data(arguments)
-    settings = _settings(data)
+    data = data_of(arguments)
+    settings = settings_of(data)
     http = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
     settings = msgspec.structs.replace(settings, http=msgspec.structs.replace(settings.http, **http))
     if arguments.broker is not None:
@@ -196,7 +198,7 @@ def population_import(arguments: argparse.Namespace) -> Result:
     from cloud_aggregator.population import found
     from cloud_aggregator.serving import open_database
 
-    data = _data(arguments)
+    data = data_of(arguments)
     settings = PopulationSettings()
     if arguments.settings is not None:
         settings = load_settings(Path(arguments.settings), PopulationSettings)
@@ -209,7 +211,7 @@ def population_import(arguments: argparse.Namespace) -> Result:
         named = Path(arguments.manifest_key)
         key = parse_key(named.read_text("ascii", "replace") if named.is_file() else arguments.manifest_key)
     bundle = read_bundle(Path(arguments.bundle), key)
-    database = open_database(data, _settings(data))
+    database = open_database(data, settings_of(data))
     try:
         with database.transaction() as records:
             record = found(records, FileBlobs(data / "blobs"), load_keys(data), bundle, settings, int(time.time()))
@@ -228,7 +230,7 @@ def population_import(arguments: argparse.Namespace) -> Result:
 
 def token_mint(arguments: argparse.Namespace) -> Result:
     """Make an enrolment token."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     body = {
         "population": arguments.population,
         "label": arguments.label,
@@ -263,7 +265,7 @@ def device_show(arguments: argparse.Namespace) -> Result:
 
 def device_revoke(arguments: argparse.Namespace) -> Result:
     """Refuse a device from now on."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     found = service.get(f"/devices/{_quoted(arguments.name)}")
     if arguments.dry_run:
         return Result({**found, "planned": "revoke"}, f"would revoke {found['device']} ({found['label']})")
@@ -274,7 +276,7 @@ def device_revoke(arguments: argparse.Namespace) -> Result:
 
 def device_label(arguments: argparse.Namespace) -> Result:
     """Give a device another label."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     found = service.get(f"/devices/{_quoted(arguments.name)}")
     answer = service.send("POST", f"/devices/{found['device']}/label", {"label": arguments.label})
     return Result(answer, next_command="cloud-aggregator device list")
@@ -307,8 +309,8 @@ def round_replay(arguments: argparse.Namespace) -> Result:
     from cloud_aggregator.round_replay import find_version, replay
     from cloud_aggregator.serving import open_database
 
-    data = _data(arguments)
-    database = open_database(data, _settings(data))
+    data = data_of(arguments)
+    database = open_database(data, settings_of(data))
     try:
         # One snapshot: a running service may go on beside it.
         with database.reading() as records:
@@ -351,7 +353,7 @@ def release_show(arguments: argparse.Namespace) -> Result:
 
 def release_now(arguments: argparse.Namespace) -> Result:
     """Judge the training version and release it."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     body = {"population": arguments.population, "dry_run": True}
     plan = service.send("POST", "/releases", body)
     if arguments.dry_run:
@@ -366,7 +368,7 @@ def release_now(arguments: argparse.Namespace) -> Result:
 
 def release_undo(arguments: argparse.Namespace) -> Result:
     """Give earlier weights a new number."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     body = {"population": arguments.population, "version": arguments.to, "dry_run": True}
     plan = service.send("POST", "/releases/undo", body)
     if arguments.dry_run:
@@ -378,7 +380,7 @@ def release_undo(arguments: argparse.Namespace) -> Result:
 
 def evaluation_ask(arguments: argparse.Namespace) -> Result:
     """Ask devices to evaluate a version."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     body = {
         "population": arguments.population,
         "version": arguments.version,
@@ -426,7 +428,7 @@ def schedule_show(arguments: argparse.Namespace) -> Result:
 
 def schedule_set(arguments: argparse.Namespace) -> Result:
     """Set the schedule."""
-    service = find_service(_data(arguments))
+    service = find_service(data_of(arguments))
     body = {"population": arguments.population, "cron": arguments.cron, "time_zone": arguments.time_zone}
     return Result(service.send("PUT", "/schedule", body), next_command="cloud-aggregator schedule show")
 

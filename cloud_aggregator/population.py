@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from cloud_aggregator import registry as registries
+from cloud_aggregator import trust
 from cloud_aggregator.admission import Arrived, Decode, Rules, Verdict, admit, read_vector
 from cloud_aggregator.buffer import Accumulator
 from cloud_aggregator.bundle import Bundle, check_plan
@@ -21,6 +22,7 @@ from cloud_aggregator.config import PopulationSettings, check_population
 from cloud_aggregator.errors import Refused, StorageFailed
 from cloud_aggregator.keys import ServiceKeys
 from cloud_aggregator.leases import Lease
+from cloud_aggregator.lineages import step_lineage
 from cloud_aggregator.named_basis import name_basis, read_basis
 from cloud_aggregator.named_sets import NamedSets, name_first, read_names
 from cloud_aggregator.partial_sums import Member, members_hash, pack, unpack_members, unpack_sums
@@ -43,7 +45,8 @@ from wire_contract import codec, envelope
 from wire_contract.basis import Basis
 from wire_contract.codec import SparseVector
 from wire_contract.layout import Layout
-from wire_contract.manifest import Manifest, decode_manifest, encode_manifest
+from wire_contract.lineage import Lineage
+from wire_contract.manifest import GoldenVector, Manifest, decode_manifest, encode_manifest
 from wire_contract.messages import Plan, UpdateHeader, decode_message
 from wire_contract.norm import l2_norm
 from wire_contract.topics import Track
@@ -52,6 +55,14 @@ from wire_contract.topics import Track
 OPEN_ROUND: Final = 0
 # The optimizer's state is three float32 vectors (17 MB for 1.42 M values): a replay sets out from one of every sixteen.
 KEEP_STATE_EVERY: Final = 16
+
+
+class _Stated(msgspec.Struct):
+    examples: int
+
+
+# Of a header that was checked before: one of its fields at a fraction of the cost.
+_STATED: Final = msgspec.msgpack.Decoder(_Stated)
 
 
 @dataclass(slots=True)
@@ -74,6 +85,8 @@ class Population:
     basis: Basis | None = None
     decode: Decode = codec.decode
     folded_since_checkpoint: int = 0
+    # As the devices of the updates that wait stated them.
+    examples: int = 0
 
     @property
     def name(self) -> str:
@@ -126,12 +139,13 @@ def found(
 ) -> PopulationRecord:
     """Store a checked bundle as a new population: its version becomes training version and refresh at once.
 
-    Raises `InvalidSetting` for settings that break a rule, `Refused` if the population exists already, or the model
-    cannot have the basis that the settings want.
+    Raises `InvalidSetting` for settings that break a rule, `Refused` if the population exists already, the model
+    cannot have the basis that the settings want, or there is a signed repository that does not name the template.
     """
     check_population(settings)
     manifest = bundle.manifest
     check_plan(settings.plan, manifest)
+    trust.check_template(records, manifest.template_sha256, bundle.signed_manifest)
     record = PopulationRecord(
         population=manifest.population,
         settings=msgspec.json.encode(settings),
@@ -144,7 +158,8 @@ def found(
     if not records.add_population(record):
         raise Refused(f"population {manifest.population} exists already", "a model family has one population")
     blobs.put(bundle.model)
-    blobs.put(bundle.vocabulary)
+    if bundle.vocabulary:
+        blobs.put(bundle.vocabulary)
     name_first(records, blobs, manifest, settings)
     name_basis(records, blobs, bundle, settings)
     version = Registered(manifest.version, manifest.sha256, 0)
@@ -164,7 +179,9 @@ def found(
     )
     tracks: tuple[Track, ...] = ("training", "refresh")
     for track in tracks:
-        records.announce(make_announcement(manifest, keys, track, version, now, settings.manifest_days))
+        announced = make_announcement(manifest, keys, track, version, now, settings.manifest_days)
+        records.announce(announced)
+    trust.publish_refresh(records, keys, record, announced.signed_manifest, now)
     records.set_optimizer(manifest.population, OptimizerState.start(bundle.weights))
     records.set_schedule(first_schedule(manifest.population, settings.release, now))
     records.add_release(
@@ -178,6 +195,7 @@ def found(
             cause="import",
             reason="the bundle's version",
             at=now,
+            signed_manifest=announced.signed_manifest,
         )
     )
     return record
@@ -283,6 +301,7 @@ def _count(population: Population, row: UpdateRecord, weight: float, staleness: 
     population.opened_at = min(population.opened_at, now) if population.waiting else now
     population.waiting.append(_member(row, weight))
     population.staleness[staleness] += 1
+    population.examples += _STATED.decode(row.header).examples
 
 
 def checkpoint(population: Population, records: Records, every: int = 1) -> bool:
@@ -390,20 +409,23 @@ def close_round(
         updates=population.buffer.count,
         staleness=tuple(population.staleness),
         delta_norm=l2_norm(delta),
+        examples=population.examples,
     )
     records.add_version(version)
     records.set_optimizer(population.name, optimizer)
     records.mark_used([member.id for member in population.waiting], version.version)
-    records.put_sums(pack(population.name, version.version, population.waiting, population.buffer.sums))
+    sums = pack(population.name, version.version, population.waiting, population.buffer.sums)
+    records.put_sums(sums)
     records.drop_sums(population.name, OPEN_ROUND)
     if (version.ordinal or 0) % KEEP_STATE_EVERY == 0:
         records.keep_state(population.name, version.version, optimizer)
-    announce(population, records, keys, "training", registry.training, now)
+    made_of = step_lineage(population.registry.training, version.updates, version.examples, sums.members_sha256)
+    announce(population, records, keys, "training", registry.training, now, lineage=made_of)
     population.registry, population.optimizer, population.file = registry, optimizer, file
     population.ordinals[version.version] = registry.training.ordinal or 0
     population.buffer, population.waiting = Accumulator.empty(population.layout.size), []
     population.staleness, population.opened_at = [0] * (MAXIMUM + 1), 0
-    population.folded_since_checkpoint = 0
+    population.folded_since_checkpoint = population.examples = 0
     return version
 
 
@@ -415,19 +437,34 @@ def announce(
     version: Registered,
     now: int,
     undo_of: int = 0,
+    *,
+    lineage: Lineage | None,
+    golden_vectors: tuple[GoldenVector, ...] = (),
 ) -> AnnouncementRecord:
-    """Sign the manifest of `version` for a track and store it as what the track announces."""
+    """Sign the manifest of `version` for a track and store it as what the track announces.
+
+    A refresh is named by the signed repository too, where there is one. Raises `Refused` if that must not be.
+    """
     record = make_announcement(
-        population.manifest, keys, track, version, now, population.settings.manifest_days, undo_of=undo_of
-    )
+        population.manifest, keys, track, version, now, population.settings.manifest_days, undo_of=undo_of,
+        lineage=lineage, golden_vectors=golden_vectors,
+    )  # fmt: skip
+    if track == "refresh":
+        trust.publish_refresh(records, keys, population.record, record.signed_manifest, now)
     records.announce(record)
     return record
 
 
 def make_announcement(
-    manifest: Manifest, keys: ServiceKeys, track: Track, version: Registered, now: int, days: int, undo_of: int = 0
-) -> AnnouncementRecord:
-    """Return a track's announcement: the exporter's manifest with this version's number, hash, kind, URLs and dates."""
+    manifest: Manifest, keys: ServiceKeys, track: Track, version: Registered, now: int, days: int, undo_of: int = 0,
+    *, lineage: Lineage | None = None, golden_vectors: tuple[GoldenVector, ...] = (),
+) -> AnnouncementRecord:  # fmt: skip
+    """Return a track's announcement: the exporter's manifest with this version's number, hash, kind, URLs and dates.
+
+    Lineage and golden vectors are of one version's weights: the exporter's go with its own version alone.
+    """
+    if (version.version, version.sha256) == (manifest.version, manifest.sha256):
+        lineage, golden_vectors = manifest.lineage, manifest.golden_vectors
     body = msgspec.structs.replace(
         manifest,
         version=version.version,
@@ -436,8 +473,10 @@ def make_announcement(
         created_at=now,
         expires_at=now + days * 86_400,
         url=f"/v1/models/{version.sha256}",
-        vocabulary_url=f"/v1/vocabularies/{manifest.vocabulary_sha256}",
+        vocabulary_url=f"/v1/vocabularies/{manifest.vocabulary_sha256}" if manifest.vocabulary_sha256 else "",
         undo_of=undo_of,
+        lineage=lineage,
+        golden_vectors=golden_vectors,
     )
     signed = envelope.sign(keys.signing, "manifest", encode_manifest(body))
     return AnnouncementRecord(manifest.population, track, version.version, version.sha256, signed, now)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cloud_aggregator.deltas import Pair
 from cloud_aggregator.records import Records
+from wire_contract.manifest import GoldenVector
 
 Entropy = Callable[[int], bytes]
 
@@ -112,16 +113,29 @@ class Intake(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VersionFile:
-    """What an evaluator needs of a version: number, model file, vocabulary file and the signed manifest's bytes."""
+    """What an evaluator needs of a version: number, model file, vocabulary file (None for a model of arrays) and the
+    signed manifest's bytes."""
 
     version: int
     model: Path
-    vocabulary: Path
+    vocabulary: Path | None
     signed_manifest: bytes
 
 
-class Evaluator(Protocol):
-    """Scores a version on text that nobody trained on."""
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What an evaluator found: a percentage with its name (`top3`, of a model of arrays `accuracy`), on how many of
+    what (`words`, `examples`), and what the version answers to the golden questions, if they were asked."""
 
-    def top3(self, version: VersionFile) -> float:
-        """Return the top-3 recall in percent. Raises `EvaluationFailed`."""
+    name: str
+    percent: float
+    counted: str = ""
+    count: int = 0
+    golden_vectors: tuple[GoldenVector, ...] = ()
+
+
+class Evaluator(Protocol):
+    """Scores a version on text, or examples, that nobody trained on."""
+
+    def score(self, version: VersionFile) -> Score:
+        """Return a version's score. Raises `EvaluationFailed`."""

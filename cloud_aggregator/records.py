@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from cloud_aggregator.leases import Lease, LeaseState
 from cloud_aggregator.server_optimizer import OptimizerState
+from cloud_aggregator.trust_records import TrustRecords
 from wire_contract.topics import Track
 
 UpdateState = Literal["open", "received", "judged"]
@@ -141,7 +142,10 @@ class PartialSums:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """A version that was made: by the import (ordinal 0), a step, or an undo (no ordinal)."""
+    """A version that was made: by the import (ordinal 0), a step, or an undo (no ordinal).
+
+    `examples` is the sum of what its updates' devices stated; nobody can check it.
+    """
 
     population: str
     version: int
@@ -154,6 +158,7 @@ class VersionRecord:
     staleness: tuple[int, ...]
     delta_norm: float
     weights_of: int | None = None
+    examples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,10 @@ class AnnouncementRecord:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """One decision about a refresh: released, held or undone, by whom and why."""
+    """One decision about a refresh: released, held or undone, by whom and why.
+
+    `signed_manifest` is what went out first, with its lineage; empty for what was held.
+    """
 
     id: int
     population: str
@@ -181,6 +189,7 @@ class ReleaseRecord:
     cause: str
     reason: str
     at: int
+    signed_manifest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +251,7 @@ class ReportRecord:
     at: int
 
 
-class Records(Protocol):
+class Records(TrustRecords, Protocol):
     """The operations inside one transaction; lists are in the order that each says."""
 
     def meta(self, key: str) -> bytes | None: ...

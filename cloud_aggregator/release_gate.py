@@ -11,13 +11,19 @@ from dataclasses import dataclass
 
 from cloud_aggregator.errors import EvaluationFailed
 from cloud_aggregator.ports import Evaluator, VersionFile
+from wire_contract.lineage import Measure
+from wire_contract.manifest import GoldenVector
+
+_SHOWN = {"top3": "top-3", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Go on, and why."""
+    """Go on, and why; what was measured on the way, and what the version must answer on a device, go out with it."""
 
     reason: str
+    evaluation: tuple[Measure, ...] = ()
+    golden_vectors: tuple[GoldenVector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +43,13 @@ def judge(
     if evaluator is None:
         return Release("no held-out text configured")
     try:
-        before, after = evaluator.top3(current), evaluator.top3(candidate)
+        before, after = evaluator.score(current), evaluator.score(candidate)
     except EvaluationFailed as e:
         return Hold(f"the evaluation failed: {e}")
-    change = after - before
-    told = f"top-3 {after:.2f} against {before:.2f} of version {current.version}"
+    change = after.percent - before.percent
+    told = f"{_SHOWN[after.name]} {after.percent:.2f} against {before.percent:.2f} of version {current.version}"
     if not change >= -tolerance_points:
         return Hold(f"{told}: worse by more than {tolerance_points} points")
-    return Release(told)
+    measured = {after.name: after.percent, f"{after.name}_before": before.percent, after.counted: float(after.count)}
+    measures = tuple(Measure(name=name, value=value) for name, value in measured.items() if name)
+    return Release(told, measures, after.golden_vectors)

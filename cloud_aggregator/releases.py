@@ -1,21 +1,26 @@
 """Refreshes: what keyboards get, when, and how one is taken back.
 
 The rules:
-- a release is the training version of that moment, through the gate; a held one is recorded with its reason;
+- a release is the training version of that moment, a patch of the exporter's template, through the gate; a held one is
+  recorded with its reason;
 - an undo names a version that was a refresh before (the last other one by default) and gives its weights a new number.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from cloud_aggregator import registry as registries
 from cloud_aggregator.errors import NotFound, Refused
 from cloud_aggregator.keys import ServiceKeys
+from cloud_aggregator.lineages import refresh_lineage, undo_lineage
 from cloud_aggregator.population import Population, announce
 from cloud_aggregator.ports import Blobs, VersionFile
-from cloud_aggregator.records import AnnouncementRecord, Records, ReleaseRecord, VersionRecord
+from cloud_aggregator.records import Records, ReleaseRecord, VersionRecord
 from cloud_aggregator.registry import Registered, Registry
 from cloud_aggregator.release_gate import Hold, Release
+from wire_contract import envelope
+from wire_contract.manifest import GoldenVector, decode_manifest, template_hash
 
 BY_OPERATOR: Final = "operator"
 BY_SCHEDULE: Final = "schedule"
@@ -39,7 +44,10 @@ def candidate_of(population: Population, records: Records, blobs: Blobs) -> Cand
     training, refresh = signed["training"], signed["refresh"]
     if training is None or refresh is None:
         raise NotFound(f"population {population.name} announces nothing")
-    vocabulary = blobs.path(population.manifest.vocabulary_sha256)
+    if template_hash(blobs.get(training.sha256), population.manifest) != population.manifest.template_sha256:
+        raise Refused(f"a refresh is a patch of its template, and version {training.version} is none")
+    named = population.manifest.vocabulary_sha256
+    vocabulary = blobs.path(named) if named else None
     files = [
         VersionFile(announced.version, blobs.path(announced.sha256), vocabulary, announced.signed_manifest)
         for announced in (training, refresh)
@@ -65,9 +73,15 @@ def record_release(
     outcome: Release | Hold = verdict
     if isinstance(outcome, Release) and training.version <= previous.version:
         outcome = Hold(f"refresh {previous.version} went out meanwhile")
-    released = isinstance(outcome, Release)
-    if released:
-        announce(population, records, keys, "refresh", training, now)
+    signed = b""
+    if isinstance(outcome, Release):
+        lineage = refresh_lineage(
+            records.versions(population.name), previous, training.version, outcome.evaluation,
+            partial(_members, records, population.name),
+        )  # fmt: skip
+        signed = announce(
+            population, records, keys, "refresh", training, now, lineage=lineage, golden_vectors=outcome.golden_vectors
+        ).signed_manifest
         population.registry = Registry(population.registry.training, training, population.registry.highest)
     return _store(
         records,
@@ -77,10 +91,11 @@ def record_release(
             version=training.version,
             previous=previous.version,
             sha256=training.sha256,
-            outcome="released" if released else "held",
+            outcome="released" if signed else "held",
             cause=cause,
             reason=outcome.reason[:400],
             at=now,
+            signed_manifest=signed,
         ),
     )
 
@@ -103,7 +118,7 @@ def undo_target(population: Population, records: Records, version: int | None) -
 
 def record_undo(
     population: Population, records: Records, keys: ServiceKeys, target: Registered, now: int
-) -> tuple[ReleaseRecord, AnnouncementRecord]:
+) -> ReleaseRecord:
     """Give `target`'s weights a new number and announce it to keyboards. Raises `Refused`."""
     previous = population.registry.refresh
     registry = registries.undo(population.registry, target)
@@ -122,9 +137,12 @@ def record_undo(
             weights_of=target.version,
         )
     )
-    announced = announce(population, records, keys, "refresh", registry.refresh, now, undo_of=previous.version)
+    announced = announce(
+        population, records, keys, "refresh", registry.refresh, now, undo_of=previous.version,
+        lineage=undo_lineage(previous, target), golden_vectors=_golden_vectors(records, population.name, target),
+    )  # fmt: skip
     population.registry = registry
-    release = _store(
+    return _store(
         records,
         ReleaseRecord(
             id=0,
@@ -136,9 +154,22 @@ def record_undo(
             cause=BY_OPERATOR,
             reason=f"weights of version {target.version} instead of {previous.version}",
             at=now,
+            signed_manifest=announced.signed_manifest,
         ),
     )
-    return release, announced
+
+
+def _members(records: Records, population: str, version: int) -> str:
+    sums = records.sums(population, version)
+    return "" if sums is None else sums.members_sha256
+
+
+def _golden_vectors(records: Records, population: str, target: Registered) -> tuple[GoldenVector, ...]:
+    """Return the golden vectors that went out with these weights before: they are the weights', not the number's."""
+    for release in records.releases(population):
+        if release.sha256 == target.sha256 and release.signed_manifest:
+            return decode_manifest(envelope.read_envelope(release.signed_manifest).body).golden_vectors
+    return ()
 
 
 def _store(records: Records, release: ReleaseRecord) -> ReleaseRecord:

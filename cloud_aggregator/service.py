@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cloud_aggregator import enrolment, evaluations, named_sets, releases
+from cloud_aggregator import enrolment, evaluations, named_sets, releases, trust
 from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.aggregation_kernel import NUMPY_KERNEL, Kernel
-from cloud_aggregator.announcements import announcement_message, current_announcements, renew
+from cloud_aggregator.announcements import current_announcements, renew, renew_trust
 from cloud_aggregator.answers import (
     Load,
     Outgoing,
@@ -130,15 +130,16 @@ class Service:
         self._announced: set[str] | None = None
         self._judging = threading.Lock()
         self._closing = threading.Event()
+        self._trust = trust.TrustTurns()
         self._releases = ReleaseRunner(self._release_due, threaded=gate.evaluator is not None)
 
     def start(self) -> None:
         """Publish again what may not have been published before the last end: announcements and receipts."""
         with self._lock:
             with self.database.transaction() as records:
-                outgoing = [announcement_message(announced) for announced in records.announcements()]
-                outgoing += self._receipts(records, int(self.clock.now()))
                 announced = {population.population for population in records.populations()}
+                outgoing = current_announcements(records, sorted(announced))
+                outgoing += self._receipts(records, int(self.clock.now()))
             self._publish(outgoing)
             self._announced = announced
 
@@ -243,11 +244,13 @@ class Service:
                 self._tell_of_room(records, moment)
                 for population in self._populations.values():
                     checkpoint(population, records, self._checkpoint_updates)
+                renewed, told = renew_trust(self._trust, records, self._populations, self.keys, moment)
+                done.outgoing += renewed
                 unneeded = self._purge(records, moment)
             self._publish(done.outgoing)
             if self._announced is not None:
                 self._announced.update(done.announced)
-            troubles = (*self._drop(unneeded), *self.deltas.troubles())
+            troubles = (*self._drop(unneeded), *self.deltas.troubles(), *told)
         ended = self._releases.run(done.due, now)
         return done.report(ended, troubles)
 
@@ -269,6 +272,7 @@ class Service:
                 model_url=self.addresses.model_url,
                 shard=0,
                 issued_at=moment,
+                root=trust.root_for(records, population.record),
             )
         return envelope.sign(self.keys.signing, "enrolled", encode_message(enrolled))
 
@@ -307,9 +311,9 @@ class Service:
                         found.index_sets = named_sets.renew(
                             records, self.blobs, found.manifest, found.settings, release.version
                         )
-                    announced = records.announcement(population, "refresh")
-                if release.outcome == "released" and announced is not None:
-                    self._publish([announcement_message(announced)])
+                    reached = [population] if release.outcome == "released" else []
+                    outgoing = current_announcements(records, reached, ("refresh",))
+                self._publish(outgoing)
         finally:
             self._judging.release()
         return release
@@ -335,8 +339,9 @@ class Service:
                         0, population, number, previous, target.sha256, "undone", releases.BY_OPERATOR,
                         f"would give the weights of version {target.version} the number {number}", int(now),
                     )  # fmt: skip
-                release, announced = releases.record_undo(found, records, self.keys, target, int(now))
-            self._publish([announcement_message(announced)])
+                release = releases.record_undo(found, records, self.keys, target, int(now))
+                outgoing = current_announcements(records, [population], ("refresh",))
+            self._publish(outgoing)
         return release
 
     def set_schedule(self, population: str, cron: str, time_zone: str, now: float) -> ScheduleRecord:
@@ -423,7 +428,7 @@ class Service:
             records.add_event(now, "unknown_device", row.device, "a request of a device that is gone or revoked")
             return
         if row.kind == "repeat":
-            done.outgoing += _present(answer_status(records, row.device, row.key, self.keys, now, repeated=True))
+            done.outgoing += answer_status(records, row.device, row.key, self.keys, now, repeated=True)
             return
         try:
             # Verified before it became a row.
@@ -445,9 +450,7 @@ class Service:
             receipt = evaluations.answer_report(records, population, request, now)
             done.outgoing.append(receipt_message(receipt, self.keys))
         else:
-            done.outgoing += _present(
-                answer_status(records, row.device, request.update_id, self.keys, now, repeated=False)
-            )
+            done.outgoing += answer_status(records, row.device, request.update_id, self.keys, now, repeated=False)
 
     def _admit_updates(self, records: Records, done: Pass, now: int) -> None:
         rows = records.received_updates(MAX_A_PASS)
@@ -464,9 +467,7 @@ class Service:
             return
         done.steps.append((population.name, version.version))
         done.applied += version.updates
-        announced = records.announcement(population.name, "training")
-        if announced is not None:
-            done.outgoing.append(announcement_message(announced))
+        done.outgoing += current_announcements(records, [population.name], ("training",))
 
     def _receipts(self, records: Records, now: int) -> list[Outgoing]:
         """Sign receipts that judged updates lack, and return all that the broker has not acknowledged."""
@@ -509,7 +510,3 @@ class Service:
             if message.update:
                 self._handed.add(message.update)
             self._transport.publish(message.topic, message.payload, retain=message.retain, done=done)
-
-
-def _present(message: Outgoing | None) -> list[Outgoing]:
-    return [] if message is None else [message]

@@ -69,7 +69,8 @@ class Inbox:
         pinned = self._enrolled.aggregator_key
         match parse_topic(received.topic):
             case ModelTopic(population, track) if population == self._enrolled.population:
-                self._keeper.announce(track, decode_message(received.payload, ModelAnnouncement).signed_manifest)
+                announced = decode_message(received.payload, ModelAnnouncement)
+                self._keeper.announce(track, announced.signed_manifest, announced.trust)
             case DeviceTopic(device, "down/task") if device == self._device:
                 body = envelope.verify(received.payload, "task", pinned)
                 reply: TaskOffer | EvaluationOffer | TurnedAway | ModelDenied = decode_message(body, TaskReply)  # type: ignore[arg-type]

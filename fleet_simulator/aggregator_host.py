@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cloud_aggregator import population as populations
+from cloud_aggregator import trust
 from cloud_aggregator.adapters.blobs import FileBlobs
 from cloud_aggregator.adapters.broker import BrokerHandle, start_broker
+from cloud_aggregator.adapters.ceremony_files import read_ceremony
 from cloud_aggregator.adapters.database import SqlDatabase
 from cloud_aggregator.adapters.key_files import make_keys
 from cloud_aggregator.adapters.mqtt import MqttTransport
@@ -35,7 +37,11 @@ class ArrivalTimeout(Exception):  # noqa: N818
 
 
 class AggregatorHost:
-    """Start it as a context manager; `data` is a data directory that `cloud-aggregator --data` reads afterwards."""
+    """Start it as a context manager; `data` is a data directory that `cloud-aggregator --data` reads afterwards.
+
+    `ceremony` is given that directory, when the service's keys lie there, and returns the folder in which holders have
+    signed the repository's offline roles; without it there is no repository.
+    """
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class AggregatorHost:
         entropy: Entropy,
         say: Callable[[str], None],
         broker_url: str = "",
+        ceremony: Callable[[Path], Path] | None = None,
     ) -> None:
         self._data = data
         self._bundle = bundle
@@ -55,6 +62,7 @@ class AggregatorHost:
         self._entropy = entropy
         self._say = say
         self._broker_url = broker_url
+        self._ceremony = ceremony
         self._stack = ExitStack()
         self.broker: BrokerHandle
         self.http: HttpHandle
@@ -72,10 +80,13 @@ class AggregatorHost:
         self._data.mkdir(parents=True, exist_ok=True)
         keys = make_keys(self._data, self._entropy)
         token = operator_token(self._data)
+        offered = read_ceremony(self._ceremony(self._data)) if self._ceremony else None
         database = SqlDatabase.in_folder(self._data)
         self._stack.callback(database.close)
         blobs = FileBlobs(self._data / "blobs")
         with database.transaction() as records:
+            if offered is not None:
+                trust.import_ceremony(records, keys, offered, int(self._clock.now()))
             record = populations.found(
                 records, blobs, keys, read_bundle(self._bundle, None), self._settings, int(self._clock.now())
             )
@@ -129,13 +140,14 @@ class AggregatorHost:
 
 
 def write_bundle(service: Service, signed_manifest: bytes, folder: Path) -> int:
-    """Write model.tflite, vocabulary.txt and manifest.bin of a signed manifest out of the service's blobs."""
+    """Write model.tflite, manifest.bin and, for a model of text, vocabulary.txt out of the service's blobs."""
     from wire_contract.envelope import read_envelope
     from wire_contract.manifest import decode_manifest
 
     manifest = decode_manifest(read_envelope(signed_manifest).body)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.tflite").write_bytes(service.blobs.get(manifest.sha256))
-    (folder / "vocabulary.txt").write_bytes(service.blobs.get(manifest.vocabulary_sha256))
+    if manifest.vocabulary_sha256:
+        (folder / "vocabulary.txt").write_bytes(service.blobs.get(manifest.vocabulary_sha256))
     (folder / "manifest.bin").write_bytes(signed_manifest)
     return manifest.version

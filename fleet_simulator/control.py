@@ -19,18 +19,20 @@ class WorkerDied(Exception):  # noqa: N818
 
 
 class Resident(msgspec.Struct, frozen=True):
-    """One device that lives in a worker: its number, home folder, seed for its keys, one-use token and texts."""
+    """One device that lives in a worker: its number, home folder, seed for its keys, one-use token and what it learns
+    from: its person's texts, or the path of a `.npz` of arrays."""
 
     number: int
     home: str
     label: str
     key_seed: bytes
     token: str
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    arrays: str = ""
 
 
 class MoveIn(msgspec.Struct, frozen=True, tag=True):
-    """Set up: enrol these devices at the aggregator's URL and give them their people's text."""
+    """Set up: enrol these devices at the aggregator's URL and give them their examples."""
 
     server_url: str
     population: str
@@ -39,7 +41,7 @@ class MoveIn(msgspec.Struct, frozen=True, tag=True):
 
 
 class MovedIn(msgspec.Struct, frozen=True, tag=True):
-    """Device ids in the order of the residents, and how many words each store took and left out."""
+    """Device ids in the order of the residents, how many words or arrays the stores took, and words left out."""
 
     devices: tuple[str, ...]
     words_stored: int

@@ -24,6 +24,7 @@ from edge_runtime.adapters.in_process_trainer import InProcessTrainer
 from edge_runtime.adapters.interpreter import InterpreterRuntime
 from edge_runtime.adapters.mqtt import MqttTransport
 from edge_runtime.agent import Agent, Ports
+from edge_runtime.array_examples import encode_records, read_npz
 from edge_runtime.config import Settings
 from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.session import Phase
@@ -129,10 +130,19 @@ class Worker:
             self._devices[resident.number] = device
             device.agent.fetch_refresh()
             device.agent.examples.add_many(resident.texts, command.now)
+            if resident.arrays:
+                self._add_arrays(device, Path(resident.arrays), command.now)
             stored += device.agent.examples.count_words()
             unknown += sum(s.split().count("<unk>") for s in device.agent.examples.sentences())
         ids = tuple(device.agent.identity.device for device in self._devices.values())
         return MovedIn(ids, stored, unknown, self._runtime.name)
+
+    def _add_arrays(self, device: Device, file: Path, now: float) -> None:
+        held = device.agent.current()
+        if held is None:
+            raise WorkerDied(f"device {device.number} has no model that says what an example is")
+        arrays = read_npz(file.read_bytes(), held.manifest)
+        device.agent.examples.add_arrays(encode_records(arrays, held.manifest.examples), now)
 
     def _open(self, resident: Resident, command: MoveIn) -> Device:
         home = Path(resident.home)

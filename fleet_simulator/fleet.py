@@ -159,6 +159,7 @@ class Fleet:
         processes: int = 2,
         say: Callable[[str], None] = lambda text: None,
         broker_url: str = "",
+        ceremony: Callable[[Path], Path] | None = None,
     ) -> None:
         self._home = home
         self._bundle = bundle
@@ -168,8 +169,9 @@ class Fleet:
         self._clock = VirtualClock(now)
         entropy = seeded_entropy(f"aggregator-v1:{seed}".encode())
         self.host = AggregatorHost(
-            home / "cloud", bundle, settings, self._clock, entropy=entropy, say=say, broker_url=broker_url
-        )
+            home / "cloud", bundle, settings, self._clock, entropy=entropy, say=say, broker_url=broker_url,
+            ceremony=ceremony,
+        )  # fmt: skip
         self._stack = ExitStack()
         self._workers: list[DeviceProcess] = []
         self._staleness: Counter[str] = Counter()
@@ -209,14 +211,23 @@ class Fleet:
 
     def move_in(self, texts: Sequence[tuple[str, ...]]) -> list[MovedIn]:
         """Enrol one device for each entry with a one-use token, and give it its person's text."""
+        return self._move_in([self._resident(number, texts=text) for number, text in enumerate(texts)])
+
+    def move_in_arrays(self, files: Sequence[Path]) -> list[MovedIn]:
+        """Enrol one device for each `.npz`, and give it the examples in it, for a model of arrays."""
+        return self._move_in([self._resident(number, arrays=str(file)) for number, file in enumerate(files)])
+
+    def _resident(self, number: int, texts: tuple[str, ...] = (), arrays: str = "") -> Resident:
+        label = f"device {number:03d}"
+        token = self.host.service.mint_token(self.host.population, label, self._clock.now())
+        key_seed = f"device-v1:{self._seed}:{number}".encode()
+        return Resident(number, str(self.device_home(number)), label, key_seed, token, texts, arrays)
+
+    def _move_in(self, everyone: Sequence[Resident]) -> list[MovedIn]:
         now = self._clock.now()
         residents: list[list[Resident]] = [[] for _ in self._workers]
-        for number, text in enumerate(texts):
-            token = self.host.service.mint_token(self.host.population, f"device {number:03d}", now)
-            key_seed = f"device-v1:{self._seed}:{number}".encode()
-            home = str(self.device_home(number))
-            resident = Resident(number, home, f"device {number:03d}", key_seed, token, text)
-            residents[number % len(self._workers)].append(resident)
+        for resident in everyone:
+            residents[resident.number % len(self._workers)].append(resident)
         url, population = self.host.http.url, self.host.population
         moved = self._ask_all([MoveIn(url, population, now, tuple(some)) for some in residents], MovedIn)
         self.runtime = moved[0].runtime

@@ -2,14 +2,17 @@
 
 Cloud and phone do this alike, byte for byte: the cloud makes the next version, the phone its personal copy.
 int8 is symmetric with one scale a tensor: scale = max|w| / 127, code = round-half-even(w / scale), computed in
-float64 and rounded once, so that x86 and ARM agree.
+float64 and rounded once, so that x86 and ARM agree. A float16 value is likewise rounded once, half to even; one that
+would become infinite is refused.
 
 A published version is patched into the file of the version before with *hysteresis* (`keep`), so that the difference
 of the two files is small:
 - a code stays what it was until its weight has moved `keep` codes away from it;
 - a scale stays while the largest weight fits it and uses at least half of it; a new one leaves room to grow, for it
   moves every code: then a code stays what the new scale makes of the old code;
-- a float32 value moves on a grid of 2^-10, likewise only once it has moved `keep` grid steps.
+- a float32 value moves on a grid of 2^-10, likewise only once it has moved `keep` grid steps;
+- a float16 value does the same, and what lies on the grid is then rounded to float16 (from 2 on its own steps are the
+  coarser ones).
 The master weights stay float32 in the server's optimizer, so nothing is lost: what is held back moves later.
 """
 
@@ -35,6 +38,8 @@ MAX_KEEP: Final = 4.0
 _ROOM: Final = 1.0 + 2.0**-4
 _LARGEST_FITTING: Final = 127.5
 _SMALLEST_FITTING: Final = 63.0
+# Halfway between the largest float16 (65504) and what would be the next one: from here on rounding gives infinity.
+FLOAT16_OVERFLOW: Final = 65_520.0
 
 
 def read_tensors(data: bytes, manifest: Manifest) -> Tensors:
@@ -55,7 +60,7 @@ def _read(data: bytes, tensor: TensorEntry) -> NDArray[np.float32]:
         if not np.isfinite(values).all():
             raise Malformed(f"weights are finite, got a scale of {scale} for {tensor.name}")
         return values
-    return stored_floats(data, tensor)
+    return stored_halves(data, tensor) if tensor.kind == "float16" else stored_floats(data, tensor)
 
 
 def stored_codes(data: bytes, tensor: TensorEntry) -> NDArray[np.int8]:
@@ -66,6 +71,14 @@ def stored_codes(data: bytes, tensor: TensorEntry) -> NDArray[np.int8]:
 def stored_floats(data: bytes, tensor: TensorEntry) -> NDArray[np.float32]:
     """Return a float32 tensor's values in its own shape. Raises `Malformed` if one is not finite."""
     raw = np.frombuffer(data, "<f4", count=tensor.size, offset=tensor.offsets[0]).astype(np.float32)
+    if not np.isfinite(raw).all():
+        raise Malformed(f"weights are finite, got NaN or Inf in {tensor.name}")
+    return _stored(raw, tensor)
+
+
+def stored_halves(data: bytes, tensor: TensorEntry) -> NDArray[np.float32]:
+    """Return a float16 tensor's values as float32, in its own shape. Raises `Malformed` if one is not finite."""
+    raw = np.frombuffer(data, "<f2", count=tensor.size, offset=tensor.offsets[0]).astype(np.float32)
     if not np.isfinite(raw).all():
         raise Malformed(f"weights are finite, got NaN or Inf in {tensor.name}")
     return _stored(raw, tensor)
@@ -126,6 +139,17 @@ def snap(values: NDArray[np.float32], before: NDArray[np.float32], keep: float) 
     return np.where(stays, before, nearest).astype(np.float32)
 
 
+def halve(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    """Return values as float16, rounded once and half to even (IEEE 754-2019, 4.3.1).
+
+    Raises `Malformed` if one is NaN, infinite, or so large that it would become infinite.
+    """
+    exact = _exact(values)
+    if _largest(exact) >= FLOAT16_OVERFLOW:
+        raise Malformed(f"a float16 weight is below {FLOAT16_OVERFLOW:g}, got {_largest(exact):g} in {name}")
+    return exact.astype(np.float16)
+
+
 def _exact(values: NDArray[np.float32]) -> NDArray[np.float64]:
     exact = values.astype(np.float64)
     if not np.isfinite(exact).all():
@@ -168,6 +192,10 @@ def patch(data: bytes, manifest: Manifest, tensors: Mapping[str, NDArray[np.floa
 
 def _written(data: bytes, tensor: TensorEntry, value: NDArray[np.float32], keep: float) -> tuple[bytes, bytes]:
     """Return the bytes of a tensor and of its scale."""
+    if tensor.kind == "float16":
+        wide = snap(value, stored_halves(data, tensor), keep) if keep else value
+        halves = halve(wide, tensor.name)
+        return (halves.T if tensor.transposed else halves).astype("<f2").tobytes(), b""
     if tensor.kind == "float32":
         floats = snap(value, stored_floats(data, tensor), keep) if keep else _exact(value).astype(np.float32)
         return (floats.T if tensor.transposed else floats).astype("<f4").tobytes(), b""

@@ -7,7 +7,8 @@ The rules:
   processes never deadlock half-way, and what a transaction has read stays true until it ends;
 - a block that only reads sees one moment of the database, however long it takes;
 - the file is readable by its owner only: it names devices and holds the service's seed;
-- a database of another schema version is refused by name and left as it is; one that only lacks tables gets them;
+- a database of another schema version is refused by name and left as it is; one that only lacks tables and
+  columns gets them;
 - a value that the database cannot hold is told apart from storage that fails: only the latter is worth another try;
 - user and password of a database's URL are in no message.
 """
@@ -66,6 +67,7 @@ class SqlDatabase:
             # Another process may have been faster, and of another program.
             found = records.meta("schema")
             if found is None or found in schema.ADDED_TO:
+                records.add_columns(schema.ADDED_COLUMNS)
                 records.set_meta("schema", schema.SCHEMA)
                 return schema.SCHEMA
             return found

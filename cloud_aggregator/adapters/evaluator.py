@@ -10,8 +10,15 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from cloud_aggregator.errors import EvaluationFailed
-from cloud_aggregator.ports import VersionFile
+from cloud_aggregator.ports import Score, VersionFile
+from wire_contract.errors import ContractError
+from wire_contract.manifest import GoldenVector, check_golden_vectors
+
+# What a refresh must answer exactly on every device is asked for with its score.
+GOLDEN_QUESTIONS = 16
 
 
 class CommandEvaluator:
@@ -21,12 +28,12 @@ class CommandEvaluator:
         self._command = list(command)
         self._text = text
         self._timeout_s = timeout_s
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, Score] = {}
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
-    def top3(self, version: VersionFile) -> float:
+    def score(self, version: VersionFile) -> Score:
         known = self._scores.get(version.model.name)
         if known is None:
             known = self._scores[version.model.name] = self._evaluate(version)
@@ -55,12 +62,14 @@ class CommandEvaluator:
                 self._running = None
         return running.returncode, out, errors
 
-    def _evaluate(self, version: VersionFile) -> float:
+    def _evaluate(self, version: VersionFile) -> Score:
         with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
             manifest = Path(folder) / "manifest.bin"
             manifest.write_bytes(version.signed_manifest)
             words = [*self._command, "evaluate", str(version.model), str(self._text)]
-            words += ["--manifest", str(manifest), "--vocabulary", str(version.vocabulary), "--json"]
+            words += ["--manifest", str(manifest)]
+            words += [] if version.vocabulary is None else ["--vocabulary", str(version.vocabulary)]
+            words += ["--golden", str(GOLDEN_QUESTIONS), "--json"]
             try:
                 code, out, errors = self._run(words)
             except (OSError, subprocess.TimeoutExpired) as e:
@@ -68,11 +77,15 @@ class CommandEvaluator:
         if code != 0:
             last = (errors.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
             raise EvaluationFailed(f"{self._command[0]} evaluate ended with {code}: {last[:200]}")
+        # A model of arrays has no vocabulary; one that predicts numbers has no accuracy either, and is not judged.
+        score_name, counted = ("accuracy", "examples") if version.vocabulary is None else ("top3", "words")
         try:
             answer = json.loads(out.decode("utf-8").splitlines()[-1])
-            score = float(answer["top3"])
-        except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError) as e:
-            raise EvaluationFailed(f"{self._command[0]} evaluate answered no top3: {e!r}") from e
+            score, count = float(answer[score_name]), int(answer.get(counted, 0))
+            golden = msgspec.convert(answer.get("golden_vectors", ()), tuple[GoldenVector, ...])
+            check_golden_vectors(golden, 0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, ContractError) as e:
+            raise EvaluationFailed(f"{self._command[0]} evaluate answered no {score_name}: {e!r}") from e
         if not 0.0 <= score <= 100.0:
-            raise EvaluationFailed(f"top3 is a percentage, got {score}")
-        return score
+            raise EvaluationFailed(f"{score_name} is a percentage, got {score}")
+        return Score(score_name, score, counted, count, golden)

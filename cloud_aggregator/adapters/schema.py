@@ -4,9 +4,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA: Final = b"4"
-# Earlier schemas that lack nothing but tables: opening a database makes them.
-ADDED_TO: Final = frozenset({b"3"})
+SCHEMA: Final = b"5"
+# Earlier schemas that lack nothing but tables, and the columns below: opening a database makes them.
+ADDED_TO: Final = frozenset({b"3", b"4"})
+ADDED_COLUMNS: Final = (("versions", "examples"), ("releases", "signed_manifest"))
 
 metadata = sa.MetaData()
 
@@ -218,6 +219,7 @@ versions = sa.Table(
     sa.Column("staleness", sa.JSON, nullable=False),
     sa.Column("delta_norm", sa.Double, nullable=False),
     sa.Column("weights_of", sa.BigInteger),
+    sa.Column("examples", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 announcements = sa.Table(
@@ -264,6 +266,27 @@ releases = sa.Table(
     sa.Column("outcome", sa.String(10), nullable=False),
     sa.Column("cause", sa.String(80), nullable=False),
     sa.Column("reason", sa.String(400), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    # Empty for a release that was held, or is older than the column.
+    sa.Column("signed_manifest", sa.LargeBinary),
+)
+
+# The signed repository (TUF). Metadata by role and version; `timestamp.json` is the newest of its role.
+trust_metadata = sa.Table(
+    "trust_metadata",
+    metadata,
+    sa.Column("role", sa.String(20), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+)
+
+trust_targets = sa.Table(
+    "trust_targets",
+    metadata,
+    sa.Column("path", sa.String(120), primary_key=True),
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 

@@ -1,6 +1,7 @@
 """`records.Records` on one SQLAlchemy connection: enrolment, leases, versions and what the operator sees.
 
-The updates and their chunks are in `sql_updates`, evaluations in `sql_evaluations`; this class builds on both.
+The updates and their chunks are in `sql_updates`, evaluations in `sql_evaluations`, the signed repository in
+`sql_trust`; this class builds on all three.
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from cloud_aggregator.adapters import schema as t
-from cloud_aggregator.adapters.sql_evaluations import SqlEvaluations
+from cloud_aggregator.adapters.sql_trust import SqlTrust
 from cloud_aggregator.adapters.sql_updates import in_parts
 from cloud_aggregator.labels import printable
 from cloud_aggregator.leases import Lease, LeaseState
@@ -33,8 +34,18 @@ from wire_contract.topics import Track
 MAX_EVENTS = 10_000
 
 
-class SqlRecords(SqlEvaluations):
+class SqlRecords(SqlTrust):
     """One transaction's operations."""
+
+    def add_columns(self, columns: Sequence[tuple[str, str]]) -> None:
+        """Add those of these (table, column) that the database lacks; earlier rows hold their default."""
+        for table, name in columns:
+            if name in {found["name"] for found in sa.inspect(self._connection).get_columns(table)}:
+                continue
+            column = t.metadata.tables[table].c[name]
+            kind = column.type.compile(self._connection.dialect)
+            rule = "" if column.nullable else f" NOT NULL DEFAULT {column.server_default.arg}"  # type: ignore[union-attr]
+            self._connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {kind}{rule}")
 
     def meta(self, key: str) -> bytes | None:
         value = self._connection.scalar(sa.select(t.meta.c.value).where(t.meta.c.key == key))
@@ -254,7 +265,7 @@ class SqlRecords(SqlEvaluations):
         query = sa.select(t.releases).order_by(t.releases.c.id.desc())
         if population is not None:
             query = query.where(t.releases.c.population == population)
-        return [ReleaseRecord(**row._mapping) for row in self._connection.execute(query)]
+        return [_release(row) for row in self._connection.execute(query)]
 
     def schedule(self, population: str) -> ScheduleRecord | None:
         row = self._connection.execute(
@@ -290,6 +301,11 @@ class SqlRecords(SqlEvaluations):
 def _version(row: sa.Row[tuple[object, ...]]) -> VersionRecord:
     values = dict(row._mapping)
     return VersionRecord(**{**values, "staleness": tuple(values["staleness"])})
+
+
+def _release(row: sa.Row[tuple[object, ...]]) -> ReleaseRecord:
+    values = dict(row._mapping)
+    return ReleaseRecord(**{**values, "signed_manifest": bytes(values["signed_manifest"] or b"")})
 
 
 def _state(row: sa.Row[tuple[object, ...]]) -> OptimizerState:

@@ -6,6 +6,8 @@
     GET  /v1/index-sets/{sha256}                     the values that `shared` updates speak of
     GET  /v1/bases/{sha256}                          the axes that `topk` updates of such a plan are in
     GET  /v1/templates/{template_sha256}             the exporter-signed manifest of a template
+    GET  /v1/trust/metadata/{name}                   the signed repository's metadata: timestamp.json, 7.snapshot.json
+    GET  /v1/trust/targets/{folder}/{sha256}.{name}  what they name: signed manifests
     GET  /v1/populations/{p}/{training|refresh}      the announced signed manifest
     GET  /v1/populations/{p}/deltas/{base}/{target}  the way from one version's file to an announced one; Range, ETag
     GET  /v1/health                                  200 while the service answers
@@ -24,17 +26,20 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from cloud_aggregator import trust
 from cloud_aggregator.deltas import Pair
 from cloud_aggregator.errors import AggregatorError, InvalidSetting, InvalidToken, NotFound, Refused, StorageFailed
 from cloud_aggregator.service import Service
 from cloud_aggregator.web.operator_api import operator_routes
 from wire_contract.errors import ContractError
 from wire_contract.messages import Enrolment, decode_message
+from wire_contract.trust_roles import METADATA_PATH, TARGETS_PATH
 
 MAX_ENROLMENT_BYTES = 4096
 # Less than a device waits for the first byte.
 DELTA_WAIT_S = 10.0
 DELTA_POLL_S = 0.1
+IMMUTABLE = "public, max-age=31536000, immutable"
 STATUS = {InvalidToken: 403, NotFound: 404, Refused: 409, InvalidSetting: 422, StorageFailed: 503}
 
 Hash = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
@@ -107,6 +112,20 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
             raise NotFound(f"no template {sha256}")
         return Response(signed, media_type="application/msgpack")
 
+    @app.get(METADATA_PATH + "/{name}")
+    def trust_metadata(name: str) -> Response:
+        with service.database.reading() as records:
+            data = trust.metadata_file(records, name)
+        # A version says one thing, but a holder may add a signature to it.
+        kept = "no-cache" if name == "timestamp.json" else "public, max-age=86400"
+        return Response(data, media_type="application/json", headers={"Cache-Control": kept})
+
+    @app.get(TARGETS_PATH + "/{path:path}")
+    def trust_target(path: str) -> Response:
+        with service.database.reading() as records:
+            data = trust.target_file(records, path)
+        return Response(data, media_type="application/msgpack", headers={"Cache-Control": IMMUTABLE})
+
     @app.get("/v1/populations/{population}/{track}")
     def announced(population: Name, track: TrackName) -> Response:
         with service.database.reading() as records:
@@ -148,7 +167,7 @@ def _blob(service: Service, sha256: str, request: Request) -> Response:
 
 def _immutable(path: FilePath, name: str, request: Request) -> Response:
     tag = f'"{name}"'
-    headers = {"ETag": tag, "Cache-Control": "public, max-age=31536000, immutable"}
+    headers = {"ETag": tag, "Cache-Control": IMMUTABLE}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     return FileResponse(path, media_type="application/octet-stream", headers=headers)

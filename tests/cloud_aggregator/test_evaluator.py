@@ -10,14 +10,16 @@ import pytest
 
 from cloud_aggregator.adapters.evaluator import CommandEvaluator
 from cloud_aggregator.errors import EvaluationFailed
-from cloud_aggregator.ports import VersionFile
+from cloud_aggregator.ports import Score, VersionFile
+from wire_contract.manifest import GoldenVector
 
 # Stands for `edge-runtime`: checks that it was asked as documented, counts its calls, and answers.
 SCRIPT = """
 import json, sys
 from pathlib import Path
 command, model, text, *rest = sys.argv[1:]
-assert command == "evaluate" and rest[0::2] == ["--manifest", "--vocabulary", "--json"], rest
+assert command == "evaluate" and rest[0:6:2] == ["--manifest", "--vocabulary", "--golden"], rest
+assert rest[5:] == ["16", "--json"], rest
 assert Path(rest[1]).read_bytes() == b"signed" and Path(rest[3]).read_text() == "words"
 calls = Path(text).with_suffix(".calls")
 calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
@@ -36,7 +38,7 @@ def ask(tmp_path, answer, timeout=20.0):
 
 def test_the_score_is_the_last_lines_top3_and_is_asked_for_once(tmp_path):
     evaluator, version = ask(tmp_path, "print('warming up'); print(json.dumps({'top3': 27.5}))")
-    assert evaluator.top3(version) == evaluator.top3(version) == 27.5
+    assert evaluator.score(version) == evaluator.score(version) == Score("top3", 27.5, "words")
     assert (tmp_path / "held-out.calls").read_text() == "x"
 
 
@@ -56,13 +58,13 @@ def test_no_number_is_a_named_failure_and_is_not_remembered(tmp_path, answer, to
     evaluator, version = ask(tmp_path, answer, timeout=0.7 if "sleep" in answer else 20.0)
     for _ in range(2):
         with pytest.raises(EvaluationFailed, match=told):
-            evaluator.top3(version)
+            evaluator.score(version)
 
 
 def test_a_command_that_is_not_installed_is_named():
     evaluator = CommandEvaluator(["no-such-command"], Path("x"), 5.0)
     with pytest.raises(EvaluationFailed, match="no-such-command"):
-        evaluator.top3(VersionFile(1, Path("model"), Path("vocabulary"), b""))
+        evaluator.score(VersionFile(1, Path("model"), Path("vocabulary"), b""))
 
 
 def test_an_evaluation_can_be_ended_from_outside_and_leaves_no_process(tmp_path):
@@ -72,7 +74,7 @@ def test_an_evaluation_can_be_ended_from_outside_and_leaves_no_process(tmp_path)
 
     def evaluate():
         try:
-            evaluator.top3(version)
+            evaluator.score(version)
         except EvaluationFailed as e:
             failures.append(str(e))
 
@@ -88,4 +90,37 @@ def test_an_evaluation_can_be_ended_from_outside_and_leaves_no_process(tmp_path)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     with pytest.raises(EvaluationFailed, match="stopped"):
-        evaluator.top3(version)
+        evaluator.score(version)
+
+
+def test_a_model_of_arrays_is_scored_by_its_accuracy_and_without_a_vocabulary(tmp_path):
+    script = tmp_path / "evaluate.py"
+    script.write_text(
+        "import json, sys\n"
+        "assert [sys.argv[4], *sys.argv[6:]] == ['--manifest', '--golden', '16', '--json'], sys.argv\n"
+        "print(json.dumps({'top3': 99.0, 'accuracy': 61.5}))"
+    )
+    (tmp_path / "model").write_bytes(b"model")
+    evaluator = CommandEvaluator([sys.executable, str(script)], tmp_path / "held-out.npz", 20.0)
+    found = evaluator.score(VersionFile(3, tmp_path / "model", None, b"signed"))
+    assert found == Score("accuracy", 61.5, "examples")
+
+
+def test_a_model_that_predicts_numbers_has_no_accuracy_to_be_judged_by(tmp_path):
+    script = tmp_path / "evaluate.py"
+    script.write_text("import json; print(json.dumps({'loss': 0.25}))")
+    (tmp_path / "model").write_bytes(b"model")
+    evaluator = CommandEvaluator([sys.executable, str(script)], tmp_path / "held-out.npz", 20.0)
+    with pytest.raises(EvaluationFailed, match="answered no accuracy"):
+        evaluator.score(VersionFile(3, tmp_path / "model", None, b"signed"))
+
+
+def test_what_a_version_must_answer_comes_with_its_score_and_a_wrong_answer_is_none(tmp_path):
+    asked = "{'top3': 27.5, 'words': 812, 'golden_vectors': [{'context': [2, 7], 'example': 0, 'ids': [5, 6, 9]}]}"
+    evaluator, version = ask(tmp_path, f"print(json.dumps({asked}))")
+    golden = (GoldenVector(context=(2, 7), ids=(5, 6, 9)),)
+    assert evaluator.score(version) == Score("top3", 27.5, "words", 812, golden)
+    for wrong in ("[{'context': [2]}]", "'none'", "[{'ids': [-1]}]"):
+        evaluator, version = ask(tmp_path, f"print(json.dumps({{'top3': 27.5, 'golden_vectors': {wrong}}}))")
+        with pytest.raises(EvaluationFailed, match="answered no top3"):
+            evaluator.score(version)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_aggregator.errors import EvaluationFailed, Refused
-from cloud_aggregator.ports import VersionFile
+from cloud_aggregator.ports import Score, VersionFile
 from cloud_aggregator.registry import Registered, advance, first, release, undo
 from cloud_aggregator.release_gate import Hold, Release, judge
 
@@ -61,11 +61,11 @@ class Scores:
     def __init__(self, **scores):
         self.scores = scores
 
-    def top3(self, version):
+    def score(self, version):
         score = self.scores[f"v{version.version}"]
         if score is None:
             raise EvaluationFailed("the text is empty")
-        return score
+        return Score("top3", score, "words", 100)
 
 
 def file_of(version):

@@ -6,6 +6,7 @@ import pytest
 
 from cloud_aggregator.errors import EvaluationFailed, Refused, StorageFailed
 from cloud_aggregator.housekeeping import Retention
+from cloud_aggregator.ports import Score
 from cloud_aggregator.service import Gate
 from tests.cloud_aggregator.fleet import NOW, POPULATION, Aggregator, phones
 
@@ -20,7 +21,7 @@ class SlowEvaluator:
         self.asked, self.go_on = threading.Event(), threading.Event()
         self.running = self.most = self.calls = 0
 
-    def top3(self, version):
+    def score(self, version):
         self.calls += 1
         self.running += 1
         self.most = max(self.most, self.running)
@@ -29,7 +30,7 @@ class SlowEvaluator:
         self.running -= 1
         if self.failure is not None:
             raise self.failure
-        return 25.0
+        return Score("top3", 25.0, "words", 100)
 
 
 def trained(folder, evaluator=None):

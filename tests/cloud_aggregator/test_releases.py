@@ -3,6 +3,7 @@
 import pytest
 
 from cloud_aggregator.errors import NotFound, Refused
+from cloud_aggregator.ports import Score
 from cloud_aggregator.service import Gate
 from tests.cloud_aggregator.fleet import NOW, POPULATION, Aggregator, announced, make_bundle, phones, run_step
 from wire_contract import envelope
@@ -15,11 +16,11 @@ class Scores:
     def __init__(self, slope):
         self.slope, self.asked = slope, []
 
-    def top3(self, version):
+    def score(self, version):
         self.asked.append(version.version)
         assert version.model.is_file()
         assert version.vocabulary.is_file()
-        return 25.0 + self.slope * version.version
+        return Score("top3", 25.0 + self.slope * version.version, "words", 100)
 
 
 def test_a_release_announces_the_training_version_to_keyboards(aggregator):
