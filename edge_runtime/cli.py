@@ -63,29 +63,39 @@ def build_parser() -> Parser:
     add.add_argument("text", metavar="TEXT", help="the text; - reads standard input, one message a line")
     add.add_argument("--no-learn", action="store_true", help="as an incognito or password field: store nothing")
 
-    evaluate = add_command(group, "evaluate", "next-word recall of a model file on text", _evaluate)
+    add_arrays = add_command(group, "add-arrays", "put examples of arrays into the example store", _add_arrays)
+    add_arrays.add_argument("file", metavar="FILE.npz", type=Path, help="one array a name, first axis the examples")
+
+    evaluate = add_command(group, "evaluate", "score a model file on held-out text or arrays", _evaluate)
     evaluate.add_argument("model", metavar="MODEL", type=Path, help="a version's .tflite")
-    evaluate.add_argument("text", metavar="TEXT", type=Path, help='plain text, or .jsonl of {"user", "messages"}')
+    evaluate.add_argument(
+        "text", metavar="DATA", type=Path, help='text, or .jsonl of {"user", "messages"}; .npz for a model of arrays'
+    )
     evaluate.add_argument("--manifest", metavar="FILE", type=Path, help="default: manifest.bin beside the model")
     evaluate.add_argument("--vocabulary", metavar="FILE", type=Path, help="default: vocabulary.txt beside the model")
+    evaluate.add_argument("--golden", metavar="N", type=int, default=0, help="print up to N golden vectors beside")
     _add_runtime(evaluate)
 
     conformance = add_command(group, "conformance", "run recorded cases through an interpreter", _conformance)
     conformance.add_argument("model", metavar="MODEL", type=Path, help="a version's .tflite")
     conformance.add_argument("cases", metavar="CASES.npz", type=Path, help="case/I/signature and case/I/input/NAME")
     conformance.add_argument("results", metavar="RESULTS.npz", type=Path, help="gets case/I/output/NAME")
+    conformance.add_argument("--manifest", metavar="FILE", type=Path, help="default: manifest.bin beside it, if there")
     _add_runtime(conformance)
 
-    for command in (enrol, run, status, doctor, explain, history, config_check, config_show, forget, add):
+    for command in (enrol, run, status, doctor, explain, history, config_check, config_show, forget, add, add_arrays):
         command.add_argument(
             "--home", metavar="DIR", type=Path, default=default_home(),
             help=f"the device's home (default: ${HOME_VARIABLE} or ~/.local/share/edge-runtime)",
         )  # fmt: skip
+    from edge_runtime import slot_commands
+
+    slot_commands.add_parsers(group, default_home(), f"default: ${HOME_VARIABLE} or ~/.local/share/edge-runtime")
     return parser
 
 
 def _add_runtime(parser: Parser) -> None:
-    parser.add_argument("--runtime", choices=("auto", "litert", "tflite"), default="auto", help="which interpreter")
+    parser.add_argument("--runtime", choices=("auto", "litert", "tflite", "numpy"), default="auto", help="what runs it")
 
 
 def _enrol(arguments: argparse.Namespace) -> Result:
@@ -152,18 +162,26 @@ def _add(arguments: argparse.Namespace) -> Result:
     return device_commands.add(arguments.home, arguments.text, learn=not arguments.no_learn)
 
 
+def _add_arrays(arguments: argparse.Namespace) -> Result:
+    from edge_runtime import array_commands
+
+    return array_commands.add_arrays(arguments.home, arguments.file)
+
+
 def _evaluate(arguments: argparse.Namespace) -> Result:
     from edge_runtime import model_commands
 
     return model_commands.evaluate(
-        arguments.model, arguments.text, arguments.manifest, arguments.vocabulary, arguments.runtime
+        arguments.model, arguments.text, arguments.manifest, arguments.vocabulary, arguments.runtime, arguments.golden
     )
 
 
 def _conformance(arguments: argparse.Namespace) -> Result:
     from edge_runtime import model_commands
 
-    return model_commands.conformance(arguments.model, arguments.cases, arguments.results, arguments.runtime)
+    return model_commands.conformance(
+        arguments.model, arguments.cases, arguments.results, arguments.runtime, arguments.manifest
+    )
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ numpy and the interpreter are loaded when a job needs them.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime import identity, session
 from edge_runtime.adapters import checkpoints
@@ -21,8 +22,10 @@ from edge_runtime.home_examples import HomeExamples
 from edge_runtime.identity import Identity
 from edge_runtime.jobs import (
     Checked,
+    CheckHealth,
     CheckVersion,
     Evaluate,
+    HealthChecked,
     Job,
     JobResult,
     NoRoom,
@@ -42,8 +45,11 @@ from edge_runtime.privacy_filter import id_stream
 from edge_runtime.session_row import SessionRow
 from edge_runtime.trust import Keys
 from wire_contract.envelope import read_envelope
-from wire_contract.manifest import Manifest
+from wire_contract.manifest import ARRAY_FAMILY, Manifest
 from wire_contract.messages import Enrolled, TaskOffer, UpdateHeader, UpdateInit, decode_message
+
+if TYPE_CHECKING:
+    from edge_runtime.examples import Examples
 
 MayGoOn = Callable[[], bool]
 MOST_STALENESS = 3
@@ -99,6 +105,8 @@ class JobRunner:
                     return self._check(job)
                 case RebuildVersion():
                     return self._rebuild(job)
+                case CheckHealth():
+                    return self._check_health(job)
                 case SettleUpdate():
                     return self._settle(job)
         except Forgotten:
@@ -142,12 +150,17 @@ class JobRunner:
         keys = Keys(enrolled.manifest_key, enrolled.aggregator_key)
         return ModelSlots(self.home, keys, enrolled.population, enrolled.model_url, _NoDownloads(), _no_check)
 
-    def stream_of(self, held: Held) -> list[int]:
-        """Return the training part of the person's text as ids of the version's vocabulary. Raises `StorageFailed`."""
+    def examples_of(self, held: Held) -> "Examples":
+        """Return what the version can train on: text as ids of its vocabulary, or arrays. Raises `StorageFailed`."""
+        from edge_runtime.array_examples import of_records
+        from edge_runtime.examples import OfArrays, OfText
+
+        if held.manifest.family == ARRAY_FAMILY:
+            return OfArrays(of_records(self.examples.arrays(), held.manifest.examples))
         vocabulary = self.slots.vocabulary(held.manifest.vocabulary_sha256)
         if vocabulary is None:
             raise StorageFailed(f"the vocabulary of version {held.manifest.version} is not on the disk")
-        return id_stream(self.examples.sentences(), vocabulary)
+        return OfText(id_stream(self.examples.sentences(), vocabulary))
 
     def _train(self, job: Train, may_go_on: MayGoOn) -> JobResult:
         from edge_runtime import training_task
@@ -176,7 +189,7 @@ class JobRunner:
             self._let_go,
         )  # fmt: skip
         result = task.run(
-            offer, held, self.stream_of(held), may_go_on=may_go_on, now=self._clock.now, elapsed=self._clock.elapsed,
+            offer, held, self.examples_of(held), may_go_on=may_go_on, now=self._clock.now, elapsed=self._clock.elapsed,
             save_state=save_state,
         )  # fmt: skip
         if isinstance(result, Refused):
@@ -232,15 +245,33 @@ class JobRunner:
         self.store.refuse_forgotten(job.times_forgotten)
         slots = self.slots
         held = slots.held(job.offer.version_sha256)
-        vocabulary = None if held is None else slots.vocabulary(held.manifest.vocabulary_sha256)
-        if held is None or vocabulary is None:
-            return Refused(reason=f"version {job.offer.version} is not on the disk any more")
+        gone = Refused(reason=f"version {job.offer.version} is not on the disk any more")
+        if held is None:
+            return gone
+        if held.manifest.family == ARRAY_FAMILY:
+            from edge_runtime.array_examples import of_records
+
+            arrays = of_records(self.examples.held_out_arrays(), held.manifest.examples)
+            return evaluation_task.run_arrays(job.offer, held, arrays, self._runtime, may_go_on)
+        vocabulary = slots.vocabulary(held.manifest.vocabulary_sha256)
+        if vocabulary is None:
+            return gone
         sentences = self.examples.held_out_sentences()
         return evaluation_task.run(job.offer, held, sentences, vocabulary, self._runtime, may_go_on)
 
     def _personalize(self, job: Personalize, may_go_on: MayGoOn) -> JobResult:
         from edge_runtime import personal_task
+        from edge_runtime.adapters import personal_records
 
+        release = personal_task.newest(self.slots)
+        if release is not None and release.manifest.family == ARRAY_FAMILY:
+            told = f"version {release.manifest.version} is a model of arrays: personal copies are of models of text"
+            made = personal_records.MadeRecord(
+                release=release.manifest.sha256, last_record=self.examples.last_record(), accepted=False, reason=told
+            )
+            # Remembered, so that it is not asked again before the next release.
+            personal_records.write(self.home, self.store, job.times_forgotten, made)
+            return Refused(reason=told)
         return personal_task.run(
             self.home, self.slots, self._runtime, self.examples, self.store,
             times_forgotten=job.times_forgotten, seed=job.seed, may_go_on=may_go_on,
@@ -262,3 +293,16 @@ class JobRunner:
         if isinstance(made, DeltaRefused):
             return Rebuilt(refused=made.reason, message=made.message)
         return Rebuilt(data=made)
+
+    def _check_health(self, job: CheckHealth) -> JobResult:
+        from edge_runtime import model_health_task
+        from edge_runtime.held_out import HomeHeldOut
+
+        slots = self.slots
+        held = slots.held(job.sha256)
+        if held is None:
+            return NoRoom(reason=f"version {job.sha256[:16]} is not on the disk any more")
+        before = slots.held(job.before) if job.before else None
+        held_out = HomeHeldOut(slots, self.examples)
+        health = model_health_task.run(held, before, self._runtime, self._clock.elapsed, held_out)
+        return HealthChecked(reason=health.reason, said=health.said)

@@ -57,6 +57,13 @@ class RebuildVersion(msgspec.Struct, frozen=True, kw_only=True, tag="rebuild-ver
     manifest: Manifest
 
 
+class CheckHealth(msgspec.Struct, frozen=True, kw_only=True, tag="check-health"):
+    """Open a version that is here, and judge it against the version `before` (`model_health`), if that is not ""."""
+
+    sha256: str
+    before: str = ""
+
+
 class SettleUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="settle-update"):
     """Return an update's vector to the residual, empty the outbox, set the session to `state`: one transaction."""
 
@@ -67,7 +74,7 @@ class SettleUpdate(msgspec.Struct, frozen=True, kw_only=True, tag="settle-update
 
 
 LongJob = Train | Evaluate | Personalize
-ShortJob = CheckVersion | RebuildVersion | SettleUpdate
+ShortJob = CheckVersion | RebuildVersion | CheckHealth | SettleUpdate
 Job = LongJob | ShortJob
 
 
@@ -143,6 +150,13 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True, tag="rebuilt"):
     message: str = ""
 
 
+class HealthChecked(msgspec.Struct, frozen=True, kw_only=True, tag="health-checked"):
+    """A version came up; `reason` is the stable name of the rule of `model_health` that it breaks, "" for none."""
+
+    reason: str = ""
+    said: str = ""
+
+
 class Settled(msgspec.Struct, frozen=True, kw_only=True, tag="settled"):
     """The verdict was dealt with, durably."""
 
@@ -155,7 +169,18 @@ class UsedUp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 JobResult = (
-    Queued | Stopped | Refused | NoRoom | WasForgotten | Died | Evaluated | Personalized | Checked | Rebuilt | Settled
+    Queued
+    | Stopped
+    | Refused
+    | NoRoom
+    | WasForgotten
+    | Died
+    | Evaluated
+    | Personalized
+    | Checked
+    | Rebuilt
+    | HealthChecked
+    | Settled
 )
 
 

@@ -7,9 +7,13 @@ The rules:
 - version: the int8 `suggest_context` of the golden context must lie within `logit_tolerance` of float `evaluate` on the
   weights read from the same file, compared as log probabilities of the ordinary words, so a wrong patch is found;
   likewise the three scores of `suggest`, stepped through the same context (each signature has scales of its own);
+- the manifest's golden vectors come out exactly: the ids that `suggest_context` gives, best first. They were chosen
+  with room to spare (`wire_contract.golden_choice`): an interpreter that gives others computes something else;
 - everything is finite.
+A model of arrays is checked likewise (`model_check_arrays`).
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,9 @@ from numpy.typing import NDArray
 
 from edge_runtime.ports import ModelRuntime, RuntimeFailed, SignatureRunner
 from wire_contract.errors import ContractError
+from wire_contract.golden_choice import padded
 from wire_contract.layout import Layout, Tensors
-from wire_contract.manifest import Manifest, TrainInput
+from wire_contract.manifest import ARRAY_FAMILY, GoldenVector, Manifest, TrainInput
 from wire_contract.patch import read_tensors
 from wire_contract.vocabulary import SPECIALS
 
@@ -37,13 +42,28 @@ def check(data: bytes, manifest: Manifest, runtime: ModelRuntime) -> None:
         return
     try:
         template = runtime.template(manifest, lambda: data)
+        version = runtime.version(manifest, lambda: data)
+        check_template, check_version = _rules(manifest)
         if not runtime.checked(manifest.template_sha256):
-            _check_template(template, manifest)
+            check_template(template, manifest)
             runtime.mark_checked(manifest.template_sha256)
-        _check_version(template, runtime.version(manifest, lambda: data), data, manifest)
-    except (RuntimeFailed, ContractError, KeyError) as e:
+        check_version(template, version, data, manifest)
+    except (RuntimeFailed, ContractError, KeyError, ValueError) as e:
         raise CheckFailed("does_not_run", f"version {manifest.version} does not run here: {e}") from e
     runtime.mark_checked(manifest.sha256)
+
+
+CheckTemplate = Callable[[SignatureRunner, Manifest], None]
+CheckVersion = Callable[[SignatureRunner, SignatureRunner, bytes, Manifest], None]
+
+
+def _rules(manifest: Manifest) -> tuple[CheckTemplate, CheckVersion]:
+    if manifest.family != ARRAY_FAMILY:
+        return _check_template, _check_version
+    # Here and not above: it needs `CheckFailed`.
+    from edge_runtime import model_check_arrays
+
+    return model_check_arrays.check_template, model_check_arrays.check_version
 
 
 def synthetic(train_input: TrainInput) -> NDArray[np.float32]:
@@ -118,6 +138,21 @@ def _check_version(template: SignatureRunner, version: SignatureRunner, data: by
                 "logit_tolerance",
                 f"{name} lies within {manifest.golden.logit_tolerance} of the float graph, got {worst}",
             )
+    check_vectors(manifest, lambda vector: _suggested(version, vector, spec.length))
+
+
+def _suggested(version: SignatureRunner, vector: GoldenVector, length: int) -> Sequence[int]:
+    tokens = np.array(padded(vector.context, length), np.int32)
+    ids: Sequence[int] = version.run("suggest_context", {"tokens": tokens})["ids"]
+    return ids[: len(vector.ids)]
+
+
+def check_vectors(manifest: Manifest, answer: Callable[[GoldenVector], Sequence[int]]) -> None:
+    """Raise `CheckFailed` unless `answer` gives every golden vector's ids."""
+    for number, vector in enumerate(manifest.golden_vectors):
+        got = tuple(int(i) for i in answer(vector))
+        if got != vector.ids:
+            raise CheckFailed("golden_vector", f"golden vector {number} answers {vector.ids}, got {got}")
 
 
 def _stepped(

@@ -11,39 +11,64 @@ import numpy as np
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result
-from edge_runtime.adapters.interpreter import InterpreterRuntime, Model, RuntimeName, open_model
+from edge_runtime import array_evaluation, golden_asking
+from edge_runtime.adapters.lazy_runtime import RuntimeName
+from edge_runtime.adapters.runtime_choice import open_model, open_runtime
+from edge_runtime.array_examples import ExamplesRefused, read_npz
 from edge_runtime.evaluation import score
-from edge_runtime.ports import RuntimeFailed
+from edge_runtime.ports import RuntimeFailed, SignatureRunner
 from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
-from wire_contract.layout import Layout
-from wire_contract.manifest import Manifest, decode_manifest
+from wire_contract.layout import Layout, Tensors
+from wire_contract.manifest import ARRAY_FAMILY, Manifest, decode_manifest
 from wire_contract.patch import read_tensors
 from wire_contract.vocabulary import Vocabulary
 
 MAX_TEXT_BYTES = 1 << 30
 
 
-def evaluate(model: Path, text: Path, manifest: Path | None, vocabulary: Path | None, runtime: RuntimeName) -> Result:
-    """Score a version's weights on text: words, top-1 and top-3 in percent, nats a word."""
+def evaluate(
+    model: Path, held_out: Path, manifest: Path | None, vocabulary: Path | None, runtime: RuntimeName, golden: int = 0
+) -> Result:
+    """Score a version's weights on text, or on examples of arrays: whatever its manifest says that it learns from.
+
+    With `golden`, the answer has up to so many golden vectors of the version beside.
+    """
     data = _read(model)
     try:
         stated = _manifest(_read(manifest or model.with_name("manifest.bin")))
-        words = Vocabulary.from_bytes(_read(vocabulary or model.with_name("vocabulary.txt")))
-        if words.sha256() != stated.vocabulary_sha256:
-            raise CommandError("the vocabulary is not the one that the manifest names", code="WRONG_VOCABULARY")
         packed = Layout.of(stated).pack(read_tensors(data, stated))
     except ContractError as e:
         raise CommandError(f"{model} and its manifest do not fit: {e}", code="MALFORMED") from e
-    streams = [words.encode_text(person) for person in _people(text)]
     try:
-        runner = InterpreterRuntime(runtime).template(stated, lambda: data)
-        found = score(runner, stated.signatures["evaluate"], packed, streams)
+        opened = open_runtime(runtime)
+        runner = opened.template(stated, lambda: data)
+        if stated.family == ARRAY_FAMILY:
+            result = _evaluate_arrays(runner, stated, packed, held_out)
+        else:
+            result = _evaluate_text(runner, stated, packed, held_out, vocabulary or model.with_name("vocabulary.txt"))
+        if not golden:
+            return result
+        vectors = golden_asking.ask(opened.version(stated, lambda: data), stated, golden)
+        return Result({**result.data, "golden_vectors": golden_asking.as_items(vectors)})
     except RuntimeFailed as e:
         raise CommandError(str(e), code="RUNTIME") from e
+
+
+def _evaluate_text(
+    runner: SignatureRunner, manifest: Manifest, packed: Tensors, text: Path, vocabulary: Path
+) -> Result:
+    try:
+        words = Vocabulary.from_bytes(_read(vocabulary))
+    except ContractError as e:
+        raise CommandError(f"{vocabulary}: {e}", code="MALFORMED") from e
+    if words.sha256() != manifest.vocabulary_sha256:
+        raise CommandError("the vocabulary is not the one that the manifest names", code="WRONG_VOCABULARY")
+    streams = [words.encode_text(person) for person in _people(text)]
+    found = score(runner, manifest.signatures["evaluate"], packed, streams)
     return Result(
         {
-            "version": stated.version,
+            "version": manifest.version,
             "streams": len(streams),
             "words": found.count,
             "hits1": found.hits1,
@@ -55,12 +80,26 @@ def evaluate(model: Path, text: Path, manifest: Path | None, vocabulary: Path | 
     )
 
 
+def _evaluate_arrays(runner: SignatureRunner, manifest: Manifest, packed: Tensors, examples: Path) -> Result:
+    try:
+        arrays = read_npz(_read(examples), manifest)
+    except ExamplesRefused as e:
+        raise CommandError(f"{examples}: {e}", code="BAD_EXAMPLES") from e
+    found = array_evaluation.score(runner, manifest, packed, arrays)
+    answer: dict[str, Any] = {"version": manifest.version, "examples": found.count, "loss": round(found.mean_loss, 6)}
+    if manifest.loss != array_evaluation.SQUARED:
+        answer |= {"hits": found.hits, "accuracy": round(found.accuracy, 3)}
+    return Result(answer)
+
+
 def _manifest(data: bytes) -> Manifest:
     # Scoring proves nothing about who made the file; whoever acts on the score has checked that.
     return decode_manifest(read_envelope(data).body)
 
 
 def _people(path: Path) -> Iterator[str]:
+    if path.suffix == ".npz":
+        raise CommandError(f"{path}: this model learns from text, got arrays", code="WRONG_FAMILY")
     text = _read(path).decode("utf-8", "replace")
     if path.suffix != ".jsonl":
         yield text
@@ -85,10 +124,19 @@ def _read(path: Path) -> bytes:
         raise CommandError(f"{path}: cannot be read: {e}", code="CANNOT_READ") from e
 
 
-def conformance(model: Path, cases: Path, results: Path, runtime: RuntimeName) -> Result:
-    """Run each case `case/I/signature` with `case/I/input/NAME`; write `case/I/output/NAME`."""
+def conformance(model: Path, cases: Path, results: Path, runtime: RuntimeName, manifest: Path | None = None) -> Result:
+    """Run each case `case/I/signature` with `case/I/input/NAME`; write `case/I/output/NAME`.
+
+    A manifest is needed where the runtime is no interpreter of the file: the one beside the model, if none is named.
+    """
+    beside = model.with_name("manifest.bin")
+    stated = manifest if manifest is not None else beside if beside.is_file() else None
     try:
-        opened = open_model(_read(model), runtime)
+        described = None if stated is None else _manifest(_read(stated))
+    except ContractError as e:
+        raise CommandError(f"{stated}: {e}", code="MALFORMED") from e
+    try:
+        opened = open_model(_read(model), runtime, described)
         with np.load(cases, allow_pickle=False) as arrays:
             outputs: dict[str, Any] = {}
             names = sorted(
@@ -106,7 +154,7 @@ def conformance(model: Path, cases: Path, results: Path, runtime: RuntimeName) -
     return Result({"cases": len(names), "results": str(results)})
 
 
-def _run_case(model: Model, arrays: Any, case: str) -> dict[str, Any]:
+def _run_case(model: SignatureRunner, arrays: Any, case: str) -> dict[str, Any]:
     prefix = f"case/{case}/input/"
     inputs = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
     outputs = model.run(str(arrays[f"case/{case}/signature"]), inputs)

@@ -1,6 +1,6 @@
 """The versions on this device: get, check, switch, keep the previous one.
 
-    HOME/slots/TRACK.json            {"current", "previous": hashes; "version", "sha256": the highest ever accepted}
+    HOME/slots/TRACK.json            what the track holds (`activation.Slot`); TRACK.lock is held while it changes
     HOME/models/SHA256.tflite        whole and checked; SHA256.part is a download that goes on later
     HOME/models/SHA256.BASE.part     likewise a delta from the file whose hash begins with BASE; .delta when it is whole
     HOME/manifests/SHA256.bin        the signed manifest of that file
@@ -8,8 +8,10 @@
     HOME/vocabularies/SHA256.txt
 
 The rules:
-- a file gets its name only after size, hash, template hash and `model_check` agree; then the slot switches by renaming
-  one small file; a power cut leaves the old slot or the new one;
+- a file gets its name only after size, hash, template hash, `flatbuffer_check` and `model_check` agree; then the slot
+  switches by renaming one small file; a power cut leaves the old slot or the new one;
+- a refresh is on trial from then on (`activation`); where a repository is pinned, it is fetched only if that lists it;
+- several processes may change a slot: each reads it anew, under a lock, before it writes it;
 - what is refused leaves no file behind, the slot stays, and the refusal has a name;
 - a delta from what is held comes first, then the whole file; a delta of no use is told in `refused_parts`, deleted,
   and the version is not refused for it;
@@ -21,22 +23,40 @@ The rules:
 - a version may have the bytes of an older one (an undo): the slot's version rises all the same.
 """
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urljoin, urlsplit
 
-from edge_runtime import trust
-from edge_runtime.adapters.files import append_durably, remove, rename_durably, storage_error, write_atomically
+from edge_runtime import activation, flatbuffer_check, trust
+from edge_runtime.activation import Slot, StepRefused
+from edge_runtime.adapters.files import (
+    append_durably,
+    make_empty,
+    remove,
+    rename_durably,
+    storage_error,
+    write_atomically,
+)
 from edge_runtime.ports import Downloads, NotThere, StorageFailed, TooLarge, Unreachable
+from edge_runtime.repository_trust import Repository, admit
 from edge_runtime.version_delta import DeltaRefused, rebuild
 from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
-from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, template_hash
+from wire_contract.manifest import (
+    ARRAY_FAMILY,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    decode_manifest,
+    patched_ranges,
+    template_hash,
+)
 from wire_contract.messages import TaskOffer
 from wire_contract.topics import Track
 from wire_contract.vocabulary import MAX_FILE_BYTES, Vocabulary
@@ -46,6 +66,7 @@ Rebuild = Callable[[bytes, str, bytes, Manifest], bytes | DeltaRefused]
 UNFINISHED = (".part", ".delta")
 SIGNED_SLACK_BYTES = 1024
 KEPT_PARTS = 4
+MOST_SOUND = 64
 TRIES = 3
 
 
@@ -62,14 +83,9 @@ def _parse(data: bytes) -> Vocabulary:
     return Vocabulary.from_bytes(data)
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """What a track holds: hashes of the current and previous file ("" for none), and the highest accepted version."""
-
-    current: str = ""
-    previous: str = ""
-    version: int = 0
-    sha256: str = ""
+# Files whose structure was found sound in this process: by their template, and what a version of it may change. What
+# lies outside those ranges is the template's, so that it need not be looked at for each version, and each device.
+_sound: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +98,12 @@ class Held:
 
 class ModelSlots:
     """Slots below `home`. `model_url` is what the manifest's addresses are relative to; `check` raises to refuse;
-    `rebuild` makes a version of a base and a delta, where numpy is."""
+    `rebuild` makes a version of a base and a delta, where numpy is; `repository` is asked about refreshes, if there is
+    one."""
 
     def __init__(
         self, home: Path, keys: trust.Keys, population: str, model_url: str, downloads: Downloads, check: Check,
-        rebuild: Rebuild = rebuild,
+        rebuild: Rebuild = rebuild, repository: Repository | None = None,
     ) -> None:  # fmt: skip
         self._home = home
         self._keys = keys
@@ -95,25 +112,25 @@ class ModelSlots:
         self._downloads = downloads
         self._check = check
         self._rebuild = rebuild
-        self._slots: dict[str, Slot] = {}
+        self.repository = repository
+        self._slots: dict[str, tuple[tuple[int, int], Slot]] = {}
         self.refused_parts: list[str] = []
         self._broken_deltas: tuple[str, int] = ("", 0)
 
     def slot(self, track: Track) -> Slot:
         """Return what a track holds. Raises `StorageFailed` if its pointer is broken."""
-        known = self._slots.get(track)
-        if known is None:
-            known = self._slots[track] = self._read_slot(track)
-        return known
-
-    def _read_slot(self, track: Track) -> Slot:
         path = self._home / "slots" / f"{track}.json"
         try:
-            return Slot(**json.loads(path.read_text()))
+            status = path.stat()
+            seen = (status.st_ino, status.st_mtime_ns)
         except FileNotFoundError:
             return Slot()
-        except (OSError, ValueError, TypeError) as e:
+        except OSError as e:
             raise StorageFailed(f"{path} cannot be read: {e}") from e
+        known = self._slots.get(track)
+        if known is None or known[0] != seen:
+            known = self._slots[track] = (seen, _read_slot(path))
+        return known[1]
 
     def accept(self, signed: bytes, track: Track, now: float) -> Manifest:
         """Return the manifest inside `signed` if `trust` takes it for this track; fetches its template if need be.
@@ -137,6 +154,10 @@ class ModelSlots:
                 templates[e.template_sha256] = self._template(e.template_sha256)
 
     def _template(self, template_sha256: str) -> Manifest:
+        signed = self._signed_template(template_sha256)
+        return trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)
+
+    def _signed_template(self, template_sha256: str) -> bytes:
         path = self._home / "templates" / f"{template_sha256}.bin"
         held = self._held_template(path, template_sha256)
         if held is not None:
@@ -145,13 +166,15 @@ class ModelSlots:
             signed = self.fetch(f"/v1/templates/{template_sha256}", MAX_MANIFEST_BYTES + SIGNED_SLACK_BYTES)
         except (NotThere, TooLarge) as e:
             raise trust.ManifestRefused("template_missing", f"the template's manifest is not to be had: {e}") from e
-        manifest = trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)
+        trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)
         write_atomically(path, signed)
-        return manifest
+        return signed
 
-    def _held_template(self, path: Path, template_sha256: str) -> Manifest | None:
+    def _held_template(self, path: Path, template_sha256: str) -> bytes | None:
         try:
-            return trust.accept_template(path.read_bytes(), keys=self._keys, template_sha256=template_sha256)
+            signed = path.read_bytes()
+            trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)
+            return signed
         except FileNotFoundError:
             return None
         except trust.ManifestRefused:
@@ -161,37 +184,78 @@ class ModelSlots:
             raise StorageFailed(f"{path} cannot be read: {e}") from e
 
     def install(self, signed: bytes, track: Track, now: float) -> Manifest:
-        """Make the version described by `signed` the track's current one.
+        """Make the version described by `signed` the track's current one; a refresh is on trial then.
 
         Use it for a version that `accept` would take. Raises `VersionRefused`, `trust.ManifestRefused`, `NotThere`,
         `Unreachable` (resume later), `StorageFull`.
         """
         manifest = self.accept(signed, track, now)
         slot = self.slot(track)
-        self._vocabulary(manifest)
+        if manifest.sha256 in slot.bad:
+            raise VersionRefused("rolled_back", f"version {manifest.version} was here, and was rolled back")
+        self._check_vocabulary(manifest)
         whole = slot.current == manifest.sha256 and self.held(manifest.sha256) is not None
         if whole and slot.version == manifest.version:
             return manifest
+        if track == "refresh" and self.repository is not None:
+            admit(
+                signed, manifest, self.repository, self._population,
+                lambda: self._signed_template(manifest.template_sha256), now,
+            )  # fmt: skip
         if self.held(manifest.sha256) is None:
             self._get(manifest, track)
         write_atomically(self._home / "manifests" / f"{manifest.sha256}.bin", signed)
-        previous = slot.current if slot.current != manifest.sha256 else slot.previous
-        self._switch(track, Slot(manifest.sha256, previous, manifest.version, manifest.sha256))
+        self.change(track, activation.Installed(manifest.sha256, manifest.version, tried=track == "training"))
         return manifest
 
+    def change(self, track: Track, event: activation.Event) -> Slot:
+        """Take a step of `activation`, durably, and delete what no slot names any more. Raises `VersionRefused`."""
+        with self._locked(track):
+            try:
+                slot = activation.step(self.slot(track), event)
+            except StepRefused as e:
+                raise VersionRefused(e.reason, str(e)) from e
+            text = json.dumps(asdict(slot))
+            write_atomically(self._home / "slots" / f"{track}.json", text.encode() + b"\n")
+        self.sweep()
+        return slot
+
+    @contextmanager
+    def _locked(self, track: Track) -> Iterator[None]:
+        path = self._home / "slots" / f"{track}.lock"
+        make_empty(path, 0o644)
+        try:
+            with path.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as e:
+            raise storage_error(e, str(path)) from e
+
+    def begin_boot(self, track: Track = "refresh") -> Held | None:
+        """Return what a process that is about to use the track's version is to open, or None.
+
+        On trial the start is counted, durably, before anything is returned; say `came_up` when the version answered.
+        """
+        slot = self.slot(track)
+        if slot.on_trial:
+            slot = self.change(track, activation.BootBegun())
+        held = self.held(slot.current) if slot.current else None
+        if slot.on_trial and held is None:
+            slot = self.change(track, activation.Lost())
+            held = self.held(slot.current) if slot.current else None
+        return held
+
+    def came_up(self, track: Track = "refresh") -> Slot:
+        """Count that the version which `begin_boot` returned was opened and answered."""
+        slot = self.slot(track)
+        return self.change(track, activation.CameUp()) if slot.on_trial else slot
+
     def roll_back(self, track: Track) -> Slot:
-        """Go back to the track's previous version; the highest accepted version stays what it was."""
+        """Go back to the track's previous version by hand; the confirmed floor stays what it was."""
         slot = self.slot(track)
         if not slot.previous or self.held(slot.previous) is None:
             raise VersionRefused("no_previous", f"the {track} track holds no previous version")
-        self._switch(track, Slot(slot.previous, slot.current, slot.version, slot.sha256))
-        return self.slot(track)
-
-    def _switch(self, track: Track, slot: Slot) -> None:
-        text = json.dumps({name: getattr(slot, name) for name in Slot.__slots__})
-        write_atomically(self._home / "slots" / f"{track}.json", text.encode() + b"\n")
-        self._slots[track] = slot
-        self.sweep()
+        return self.change(track, activation.RolledBack())
 
     def sweep(self) -> None:
         """Delete files that no slot names."""
@@ -231,7 +295,7 @@ class ModelSlots:
     def base_of(self, offer: TaskOffer) -> Held | None:
         """Return the offer's base version if it is here, whole, and what the offer says."""
         held = self.held(offer.base_sha256)
-        if held is None or self.vocabulary(held.manifest.vocabulary_sha256) is None:
+        if held is None or not self.has_vocabulary(held.manifest):
             return None
         # After an undo two versions have the same bytes; the manifest on the disk is the newer's, of either track.
         slot = self.slot("training")
@@ -252,8 +316,12 @@ class ModelSlots:
             return None
         return _parse(data) if hashlib.sha256(data).hexdigest() == sha256 else None
 
-    def _vocabulary(self, manifest: Manifest) -> None:
-        if self.vocabulary(manifest.vocabulary_sha256) is not None:
+    def has_vocabulary(self, manifest: Manifest) -> bool:
+        """Whether what a version needs beside its file is here."""
+        return manifest.family == ARRAY_FAMILY or self.vocabulary(manifest.vocabulary_sha256) is not None
+
+    def _check_vocabulary(self, manifest: Manifest) -> None:
+        if self.has_vocabulary(manifest):
             return
         data = self.fetch(manifest.vocabulary_url or f"/v1/vocabularies/{manifest.vocabulary_sha256}", MAX_FILE_BYTES)
         if hashlib.sha256(data).hexdigest() != manifest.vocabulary_sha256:
@@ -391,4 +459,30 @@ class ModelSlots:
             raise VersionRefused("wrong_hash", f"the file hashes to {manifest.sha256[:16]}..., got {digest[:16]}...")
         if template_hash(data, manifest) != manifest.template_sha256:
             raise VersionRefused("wrong_template", "bytes outside the stated ranges differ from the template's")
+        try:
+            _check_structure(data, manifest)
+        except flatbuffer_check.FileRefused as e:
+            raise VersionRefused(e.reason, str(e)) from e
         self._check(data, manifest)
+
+
+def _check_structure(data: bytes, manifest: Manifest) -> None:
+    stated = repr((patched_ranges(manifest), manifest.tensors, sorted(manifest.signatures))).encode()
+    name = (manifest.template_sha256, hashlib.sha256(stated).hexdigest())
+    if name not in _sound:
+        flatbuffer_check.check(data, manifest)
+        if len(_sound) >= MOST_SOUND:
+            _sound.clear()
+        _sound.add(name)
+
+
+def _read_slot(path: Path) -> Slot:
+    try:
+        fields = json.loads(path.read_text())
+        fields["bad"] = tuple(fields.get("bad", ()))
+        # A release without trials confirmed what it installed.
+        fields.setdefault("floor", fields["version"])
+        fields.setdefault("floor_sha256", fields["sha256"])
+        return Slot(**fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise StorageFailed(f"{path} cannot be read: {e}") from e

@@ -10,7 +10,7 @@ The rules:
 - if the person has something forgotten meanwhile, whichever process is told, nothing of the training is queued.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from edge_runtime.adapters.checkpoints import Checkpoints
 from edge_runtime.adapters.outbox import Outbox, QueuedUpdate
 from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.adapters.vectors import Vectors, pack_kept, unpack_kept
+from edge_runtime.example_noise import secret_of
+from edge_runtime.examples import Examples
 from edge_runtime.identity import Identity
 from edge_runtime.jobs import NoRoom, Queued, Refused, Stopped
 from edge_runtime.local_rules import PlanRefused
@@ -70,7 +72,7 @@ class TrainingTask:
         self,
         offer: TaskOffer,
         held: Held,
-        stream: Sequence[int],
+        examples: Examples,
         *,
         may_go_on: Callable[[], bool],
         now: Callable[[], float],
@@ -92,18 +94,17 @@ class TrainingTask:
         )
         timing = checkpoint_timing.begin(elapsed())
         try:
-            local_training.check_plan(offer.plan, manifest)
+            examples.check_plan(offer.plan, manifest)
             base = PackedBase(held.data, manifest)
-            checkpoint = kept.load(base) or local_training.begin(
-                stream, dict(base), offer.plan, manifest, offer.seed, base
-            )
+            checkpoint = _resume(kept, base, examples) or examples.begin(base, offer.plan, manifest, offer.seed)
             codec.check_plan(offer.plan.codec)
             index_set, basis = self._index_set(offer, layout), self._basis(offer, layout)
             runner = self.runtime.template(manifest, lambda: held.data)
-            for after in local_training.steps(runner, checkpoint, offer.plan, manifest, offer.seed, keep=True):
+            secret = secret_of(self.identity.key, offer)
+            for after in examples.steps(runner, checkpoint, offer.plan, manifest, offer.seed, secret):
                 checkpoint = after
                 done += 1
-                if checkpoint.steps == local_training.total_steps(checkpoint, offer.plan, manifest):
+                if checkpoint.steps == examples.total_steps(checkpoint, offer.plan, manifest):
                     break
                 self.store.refuse_forgotten(self.times_forgotten)
                 goes_on = may_go_on()
@@ -224,3 +225,9 @@ class TrainingTask:
             update.clip_norm,
             update.basis,
         )
+
+
+def _resume(kept: Checkpoints, base: PackedBase, examples: Examples) -> Checkpoint | None:
+    """Return the checkpoint to go on from; none if what it was learning from is not here any more."""
+    checkpoint = kept.load(base)
+    return checkpoint if checkpoint is not None and examples.holds(checkpoint) else None

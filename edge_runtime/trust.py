@@ -5,15 +5,18 @@ The rules (design 16; docs/adr/0007):
   key, which may only patch: everything but the weights must equal what the exporter signed for that template;
 - the population is the device's own; only a `refresh` reaches the refresh track;
 - on a track the version only rises; the exact manifest that was accepted last may come again;
-- it has not expired, and was not made more than a day in the future.
+- it has not expired, and was not made more than a day in the future;
+- this release knows its family, can do what it needs, and is not older than it asks for (`capabilities`);
+- where a repository's root is pinned, `repository_trust` has its say beside these rules, for refreshes.
 A refusal is an exception with a name, so that the device can say which rule stopped it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edge_runtime import capabilities
 from wire_contract import envelope
-from wire_contract.errors import ContractError, Malformed, Untrusted
+from wire_contract.errors import ContractError, Unsupported, Untrusted
 from wire_contract.manifest import Manifest, decode_manifest
 from wire_contract.topics import Track
 
@@ -81,7 +84,19 @@ def accept(
         raise ManifestRefused("expired", f"version {manifest.version} expired at {manifest.expires_at}")
     if manifest.created_at > now + CLOCK_SLACK_S:
         raise ManifestRefused("from_the_future", f"version {manifest.version} is made at {manifest.created_at}")
+    _check_capabilities(manifest)
     return manifest
+
+
+def _check_capabilities(manifest: Manifest) -> None:
+    lacking = capabilities.lacking(manifest.needs)
+    if lacking:
+        raise ManifestRefused("lacks_capability", f"version {manifest.version} needs {lacking[0]}, which is not here")
+    if capabilities.too_old(manifest.minimum_runtime):
+        raise ManifestRefused(
+            "runtime_too_old",
+            f"version {manifest.version} needs release {manifest.minimum_runtime}, this is {capabilities.RELEASE}",
+        )
 
 
 def accept_template(signed: bytes, *, keys: Keys, template_sha256: str) -> Manifest:
@@ -90,6 +105,8 @@ def accept_template(signed: bytes, *, keys: Keys, template_sha256: str) -> Manif
         manifest = decode_manifest(envelope.verify(signed, KIND, keys.manifest_key))
     except Untrusted as e:
         raise ManifestRefused("bad_signature", f"a template's manifest is signed by the exporter: {e}") from e
+    except Unsupported as e:
+        raise ManifestRefused("unsupported", str(e)) from e
     except ContractError as e:
         raise ManifestRefused("malformed", str(e)) from e
     if manifest.template_sha256 != template_sha256:
@@ -105,16 +122,22 @@ def _open(signed: bytes, keys: Keys, templates: Mapping[str, Manifest]) -> Manif
         manifest = decode_manifest(envelope.verify(signed, KIND, keys.aggregator_key))
     except Untrusted as e:
         raise ManifestRefused("bad_signature", str(e)) from e
-    except (Malformed, ContractError) as e:
+    except Unsupported as e:
+        raise ManifestRefused("unsupported", str(e)) from e
+    except ContractError as e:
         raise ManifestRefused("malformed", str(e)) from e
     template = templates.get(manifest.template_sha256)
     if template is None:
         raise TemplateUnknown(manifest.template_sha256)
-    _check_patch(manifest, template)
+    check_patch(manifest, template)
     return manifest
 
 
-def _check_patch(manifest: Manifest, template: Manifest) -> None:
+def check_patch(manifest: Manifest, template: Manifest) -> None:
+    """Raise `ManifestRefused` unless a version differs from its template's manifest in weights and their story alone.
+
+    Version, kind, dates, addresses, golden vectors and lineage are the version's own.
+    """
     for name in (
         "population",
         "size_bytes",
@@ -126,6 +149,11 @@ def _check_patch(manifest: Manifest, template: Manifest) -> None:
         "vocabulary_sha256",
         "vocabulary_words",
         "golden",
+        "family",
+        "examples",
+        "loss",
+        "needs",
+        "minimum_runtime",
     ):
         if getattr(manifest, name) != getattr(template, name):
             raise ManifestRefused(

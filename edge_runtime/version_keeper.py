@@ -8,15 +8,20 @@ The rules:
 - a base that was refused here is not fetched again for an hour, however often it is offered;
 - a trainer that died says nothing about a version: it is tried again, as after a broken link;
 - a refresh is installed when the link is unmetered; a broken link is tried again after a full-jitter wait, and a
-  refused version is forgotten until another is announced.
+  refused version is forgotten until another is announced;
+- where a root is pinned, a refresh that is newer than what is held is taken only if the repository lists it;
+- a refresh on trial (`activation`) is started once a turn, in the trainer, and judged after the last of these starts;
+  whoever else uses it counts its own starts.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import backoff, news, public_files, session
+from edge_runtime import activation, backoff, news, public_files, session
+from edge_runtime.adapters.tuf_client import TufRepository
 from edge_runtime.model_chunks import ModelChunks, Transfer
+from edge_runtime.model_health import Health
 from edge_runtime.model_slots import Check, Held, ModelSlots, Rebuild, VersionRefused
 from edge_runtime.ports import (
     Clock,
@@ -30,11 +35,12 @@ from edge_runtime.ports import (
     TooLarge,
     Unreachable,
 )
+from edge_runtime.repository_trust import pinned_root
 from edge_runtime.trust import Keys, ManifestRefused
 from edge_runtime.turn_report import Notes
 from wire_contract.errors import ContractError
 from wire_contract.manifest import MAX_MANIFEST_BYTES, Manifest
-from wire_contract.messages import Enrolled, EvaluationOffer, ModelChunk, TaskOffer
+from wire_contract.messages import Enrolled, EvaluationOffer, ModelChunk, TaskOffer, TrustFile
 from wire_contract.topics import Track
 
 REFUSED_S = 3600.0
@@ -59,22 +65,37 @@ class CountedDownloads:
             yield piece
 
 
+TryOut = Callable[[str, str], Health]
+"""`try_out(sha256, before)` opens a version that is here, and judges its health against `before`'s, if that is not "".
+Raises `RuntimeFailed` if the trainer died, `StorageFull`, `StorageFailed`."""
+
+
 class VersionKeeper:
-    """One agent's versions. `notes` is set anew each turn; `seen_at` (Unix seconds) is when news were seen last."""
+    """One agent's versions. `notes` is set anew each turn; `seen_at` (Unix seconds) is when news were seen last.
+
+    Without `try_out` a version's starts are counted by whoever uses it, and it is confirmed by hand.
+    """
 
     def __init__(
         self, home: Path, enrolled: Enrolled, downloads: Downloads, clock: Clock, check: Check, rebuild: Rebuild,
         *, seen_at: float = 0.0, remember: Callable[[float], None] = lambda seen_at: None,
+        try_out: TryOut | None = None,
     ) -> None:  # fmt: skip
         self._home = home
         self._enrolled = enrolled
         self._clock = clock
         self._downloads = CountedDownloads(downloads)
         keys = Keys(enrolled.manifest_key, enrolled.aggregator_key)
-        self.slots = ModelSlots(home, keys, enrolled.population, enrolled.model_url, self._downloads, check, rebuild)
+        root = pinned_root(home, enrolled.root)
+        self._repository = TufRepository(home, root, enrolled.model_url, self._downloads) if root else None
+        self.slots = ModelSlots(
+            home, keys, enrolled.population, enrolled.model_url, self._downloads, check, rebuild, self._repository
+        )
+        self._try_out = try_out
         self.chunks = ModelChunks(self.slots)
         self._training: bytes | None = None
         self._refresh: bytes | None = None
+        self._carried: dict[str, bytes] = {}
         self._attempts = 0
         self._not_before = 0.0
         self._seen_at = self._remembered_at = seen_at
@@ -82,6 +103,8 @@ class VersionKeeper:
         # The file that was refused last, and until when (elapsed seconds) it is not tried again.
         self._refused: tuple[str, float] = ("", 0.0)
         self.notes = Notes()
+        # The turn in which a version on trial was started last.
+        self._tried_in: Notes | None = None
 
     def take_bytes_down(self) -> int:
         """Return the bytes downloaded since the last call."""
@@ -98,12 +121,13 @@ class VersionKeeper:
         """Whether a refresh waits to be installed, or none was announced for six hours."""
         return self._refresh is not None or news.due(self._seen_at, self._clock.now())
 
-    def announce(self, track: Track, signed: bytes) -> None:
-        """Take note of a retained announcement."""
+    def announce(self, track: Track, signed: bytes, trust: tuple[TrustFile, ...] = ()) -> None:
+        """Take note of a retained announcement, and of the repository's metadata that it brought."""
         if track == "training":
             self._training = signed
         else:
             self._refresh = signed
+            self._carried = {file.name: file.data for file in trust}
             self._see(self._clock.now())
 
     def _see(self, now: float) -> None:
@@ -119,11 +143,14 @@ class VersionKeeper:
 
     def fetch_refresh(self) -> Manifest:
         """Fetch the announced refresh over HTTP and install it; raises what `ModelSlots.install` does."""
-        return self._install(self._by_http("refresh"), "refresh", self._clock.now())
+        manifest = self._install(self._by_http("refresh"), "refresh", self._clock.now())
+        self._start_again()
+        return manifest
 
     def install_refresh(self, draw: Callable[[], float]) -> None:
         """Install the refresh that was announced, if one waits and its time has come."""
         now = self._clock.now()
+        self.go_on_with_trial()
         if not self.wants_news or now < self._not_before:
             return
         before = self.slots.slot("refresh").current
@@ -141,8 +168,52 @@ class VersionKeeper:
         else:
             if before != manifest.sha256:
                 self.notes.versions.append(("refresh", manifest.version))
+                if not before:
+                    # The first one: a keyboard waits for it.
+                    self._start_again()
         self._refresh, self._attempts = None, 0
         self._see(now)
+
+    def go_on_with_trial(self) -> None:
+        """Start the refresh that is on trial once more, once a turn; it needs no link."""
+        if self._tried_in is not self.notes:
+            self._tried_in = self.notes
+            self._start_again()
+
+    def _start_again(self) -> None:
+        """Start the refresh that is on trial, and act on what that came to."""
+        slots = self.slots
+        if self._try_out is None or not slots.slot("refresh").on_trial:
+            return
+        try:
+            held, after = slots.begin_boot(), slots.slot("refresh")
+            if held is None or not after.on_trial:
+                self._tell_rolled_back(after)
+                return
+            last = bool(after.previous) and after.came_up + 1 >= after.boots_wanted
+            health = self._try_out(after.current, after.previous if last else "")
+            if health.reason:
+                self._tell_rolled_back(slots.change("refresh", activation.Unhealthy(health.reason)))
+                return
+            after = slots.came_up()
+            if after.ready:
+                slots.change("refresh", activation.Healthy(health.said))
+        except RuntimeFailed as e:
+            # The start counts, and did not come up.
+            self.notes.refused.append(name_of(e))
+        except VersionRefused as e:
+            # The person, or another process, ended the trial meanwhile.
+            self.notes.refused.append(name_of(e))
+
+    def _tell_rolled_back(self, slot: activation.Slot) -> None:
+        self.notes.refused.append("rolled_back: " + slot.said.rpartition(": ")[2])
+        self.notes.versions.append(("refresh", slot.version))
+
+    @property
+    def trial_said(self) -> str:
+        """What the last trial came to if it ended badly, for the device's report; "" while the newest is in use."""
+        slot = self.slots.slot("refresh")
+        return slot.said if slot.bad and not slot.on_trial and "rolled back" in slot.said else ""
 
     def base(self, offer: TaskOffer) -> Held | None:
         """Return the offer's base version if it is here."""
@@ -228,6 +299,8 @@ class VersionKeeper:
 
     def _install(self, signed: bytes, track: Track, now: float) -> Manifest:
         before = self._downloads.bytes_down
+        if self._repository is not None:
+            self._repository.carried = self._carried if signed == self._refresh else {}
         try:
             manifest = self.slots.install(signed, track, now)
         except Unreachable:
@@ -258,6 +331,8 @@ class VersionKeeper:
         transfer = self.chunks.whole()
         if transfer is None:
             return False
+        if self._repository is not None:
+            self._repository.carried = self._carried if transfer.signed == self._refresh else {}
         try:
             manifest = self.slots.install(transfer.signed, transfer.track, self._clock.now())
         except (Unreachable, VersionRefused) as e:

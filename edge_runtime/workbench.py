@@ -17,8 +17,10 @@ from edge_runtime.adapters.state_store import StateStore
 from edge_runtime.eligibility import Usage
 from edge_runtime.jobs import (
     Checked,
+    CheckHealth,
     CheckVersion,
     Died,
+    HealthChecked,
     JobResult,
     LongJob,
     NoRoom,
@@ -28,6 +30,7 @@ from edge_runtime.jobs import (
     Train,
     WasForgotten,
 )
+from edge_runtime.model_health import Health
 from edge_runtime.model_slots import VersionRefused
 from edge_runtime.night_budget import NightBudget
 from edge_runtime.ports import Clock, Forgotten, RuntimeFailed, StorageFailed, StorageFull, Trainer
@@ -128,6 +131,19 @@ class Workbench:
         if not isinstance(result, Rebuilt):
             return DeltaRefused("delta_not_applied", _reason(result))
         return DeltaRefused(result.refused, result.message) if result.refused else result.data
+
+    def try_out(self, sha256: str, before: str) -> Health:
+        """Start a version that is here, and judge its health against `before`'s, if that is not "".
+
+        Raises `RuntimeFailed` if the trainer died, `StorageFailed` if it could not read the home.
+        """
+        result = self._trainer.do(CheckHealth(sha256=sha256, before=before))
+        self._take_used()
+        if isinstance(result, HealthChecked):
+            return Health(result.reason, result.said)
+        if isinstance(result, NoRoom):
+            raise StorageFailed(result.reason)
+        raise RuntimeFailed(f"version {sha256[:16]} did not come up: {_reason(result)}")
 
     def settle(self, update_id: str, verdict: str, after: session.State) -> None:
         """Deal with the kept vector as the verdict says and set the session to `after`, in one transaction.

@@ -39,9 +39,10 @@ _BLOCK_ROWS = 1024
 
 
 class _Delta(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor as its distance from another: a bit for each row that differs, and those rows' packed bytes."""
+    """A tensor as its distance from another: a bit for each row (of its first axis) that differs, and those rows'
+    packed bytes."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     touched: bytes
     packed: bytes
 
@@ -173,7 +174,7 @@ def _distance(value: "NDArray[np.float32]", base: "NDArray[np.float32]") -> _Del
     """
     import numpy as np
 
-    now, then = _bits(value), _bits(base)
+    now, then = _by_rows(_bits(value)), _by_rows(_bits(base))
     touched = (now != then).any(axis=1)
     rows = np.flatnonzero(touched)
     packer: Any = _zstandard().ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compressobj()
@@ -186,7 +187,7 @@ def _distance(value: "NDArray[np.float32]", base: "NDArray[np.float32]") -> _Del
         planes = np.ascontiguousarray(zigzag.reshape(-1).view(np.uint8).reshape(-1, 4).T)
         pieces.append(packer.compress(planes.tobytes()))
     pieces.append(packer.flush())
-    return _Delta((value.shape[0], value.shape[1]), np.packbits(touched).tobytes(), b"".join(pieces))
+    return _Delta(tuple(value.shape), np.packbits(touched).tobytes(), b"".join(pieces))
 
 
 def _apart(delta: _Delta, base: "NDArray[np.float32]") -> "NDArray[np.float32]":
@@ -196,9 +197,9 @@ def _apart(delta: _Delta, base: "NDArray[np.float32]") -> "NDArray[np.float32]":
     if delta.shape != base.shape:
         raise ValueError(f"a distance lies between tensors of one shape, {delta.shape}, got {base.shape}")
     touched = np.unpackbits(np.frombuffer(delta.touched, np.uint8), count=base.shape[0]).astype(np.bool_)
-    rows, columns = np.flatnonzero(touched), base.shape[1]
+    bits = _by_rows(_bits(base)).copy()
+    rows, columns = np.flatnonzero(touched), bits.shape[1]
     data = memoryview(_decompress(delta.packed, 4 * len(rows) * columns))
-    bits = _bits(base).copy()
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
         size = 4 * len(block) * columns
@@ -206,7 +207,11 @@ def _apart(delta: _Delta, base: "NDArray[np.float32]") -> "NDArray[np.float32]":
         zigzag = np.ascontiguousarray(planes.T).view("<i4").reshape(-1, columns).astype(np.int32)
         bits[block] += (zigzag >> 1 & 0x7FFFFFFF) ^ -(zigzag & 1)
         data = data[size:]
-    return bits.view(np.float32)
+    return bits.view(np.float32).reshape(base.shape)
+
+
+def _by_rows(bits: "NDArray[np.int32]") -> "NDArray[np.int32]":
+    return bits.reshape(bits.shape[0], -1)
 
 
 def _bits(value: "NDArray[np.float32]") -> "NDArray[np.int32]":

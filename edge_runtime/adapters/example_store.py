@@ -10,6 +10,7 @@ The rules:
   keyboard, and training has no way to read it;
 - a share of the sentences, by a keyed hash of their words, is held out: training reads none of them, evaluation reads
   them only, and the same sentence is always on the same side;
+- examples that are arrays lie beside the sentences (`example_store_arrays`), under the same days' keys and rules;
 - `forget` deletes, gives a new key to what stays of the days that it touched, overwrites (secure_delete) and empties
   the log, so that the bytes are gone from the files, and what a disk keeps of its old blocks has no key;
 - opened sentences are kept in memory until another process changes the file, which SQLite's data_version tells;
@@ -22,23 +23,24 @@ import hmac
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.adapters.database import open_database, scrub_file, transaction, translate
+from edge_runtime.adapters import example_store_arrays as array_rows
+from edge_runtime.adapters.database import Migration, open_database, scrub_file, transaction, translate
 from edge_runtime.adapters.example_migration import SALT, to_sealed
 from edge_runtime.day_keys import DAY_S, KEY_BYTES, NONCE_BYTES, DayKey, DoesNotOpen, StorageKey, seals_at
 from edge_runtime.ports import Entropy, StorageFailed
 from edge_runtime.privacy_filter import filter_text
 from wire_contract.vocabulary import SPECIALS, Vocabulary, split_sentences
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_S = 30 * 86_400.0
 KEPT_WORDS = 20_000
 SEEN_BEFORE_NAMED = 2
 HELD_OUT_SHARE = 0.1
-SCHEMA = """
+TEXT_SCHEMA = """
 CREATE TABLE wrapped (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE day_key (number INTEGER PRIMARY KEY AUTOINCREMENT, began REAL NOT NULL, wrapped BLOB NOT NULL);
 CREATE TABLE sentence (id INTEGER PRIMARY KEY, day_key INTEGER NOT NULL, words INTEGER NOT NULL, sealed BLOB NOT NULL);
@@ -46,6 +48,7 @@ CREATE TABLE sighting (
     hash BLOB PRIMARY KEY, count INTEGER NOT NULL, seen_at REAL NOT NULL, day_key INTEGER, sealed BLOB
 ) WITHOUT ROWID;
 """
+SCHEMA = TEXT_SCHEMA + array_rows.SCHEMA
 
 
 class SqliteExampleStore:
@@ -77,7 +80,8 @@ class SqliteExampleStore:
         self._opened_at = 0
         # Whoever had this file before may have died between a deletion and emptying the log.
         self._unscrubbed = True
-        self._connection = open_database(path, SCHEMA, SCHEMA_VERSION, (to_sealed(SCHEMA, key, key_entropy),))
+        migrations = (to_sealed(TEXT_SCHEMA, key, key_entropy), Migration(3, array_rows.SCHEMA))
+        self._connection = open_database(path, SCHEMA, SCHEMA_VERSION, migrations)
         try:
             # Vacuum's scratch copy stays in memory: nothing of this file is written anywhere else.
             self._connection.execute("PRAGMA temp_store=MEMORY")
@@ -179,6 +183,45 @@ class SqliteExampleStore:
             f"{self._path} was written under another device key: put that key back, or forget everything"
         )
 
+    def add_arrays(self, records: Iterable[bytes], now: float, *, trusted: bool = True) -> int:
+        """Store examples that are arrays (`array_examples.encode_records`), in one transaction; return how many.
+
+        `trusted` as in `add`.
+        """
+        if self._salt is None:
+            raise self._not_ours()
+        with transaction(self._connection, str(self._path)) as connection:
+            stored = array_rows.insert(connection, self._key_of(connection, now), records, self._random)
+            if self._retain(connection, now, trusted=trusted):
+                self._opened = None
+        self._finish_deletion()
+        return stored
+
+    def arrays(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the number and the record of each array example that may be trained on, oldest first."""
+        return ((number, record) for number, record in self._open_arrays() if not self._holds_out(record))
+
+    def held_out_arrays(self) -> Iterator[tuple[int, bytes]]:
+        """Yield those that are for evaluation alone, oldest first."""
+        return ((number, record) for number, record in self._open_arrays() if self._holds_out(record))
+
+    def _open_arrays(self) -> Iterator[tuple[int, bytes]]:
+        self._day_keys.clear()
+        rows = self._rows(array_rows.QUERY, (0,))
+        while rows:
+            for number, day, wrapped, sealed in rows:
+                record = array_rows.open_record(self._open_day(day, wrapped), number, sealed)
+                if record is not None:
+                    yield number, record
+            rows = self._rows(array_rows.QUERY, (rows[-1][0],))
+
+    def _holds_out(self, record: bytes) -> bool:
+        return bool(self._held_out_below) and self._is_below(b"held out array\n" + record)
+
+    def count_arrays(self) -> int:
+        """Return how many array examples are stored, those for evaluation included."""
+        return int(self._rows("SELECT COUNT(*) FROM array_example")[0][0])
+
     def _sight(self, connection: sqlite3.Connection, day_key: DayKey, word: str, count: int, now: float) -> None:
         name = self._hash(word)
         connection.execute(
@@ -194,9 +237,15 @@ class SqliteExampleStore:
             )
 
     def _hash(self, what: str) -> bytes:
+        return self._hash_bytes(what.encode())
+
+    def _hash_bytes(self, what: bytes) -> bytes:
         if self._salt is None:
             raise self._not_ours()
-        return hmac.digest(self._salt, what.encode(), hashlib.sha256)
+        return hmac.digest(self._salt, what, hashlib.sha256)
+
+    def _is_below(self, what: bytes) -> bool:
+        return int.from_bytes(self._hash_bytes(what)[:8], "big") < self._held_out_below
 
     def expire(self, now: float) -> None:
         """End the days that are thirty days old; `add` does it, too."""
@@ -215,6 +264,7 @@ class SqliteExampleStore:
                 " AS sum FROM sentence) WHERE sum > ? ORDER BY id DESC LIMIT 1)",
                 (KEPT_WORDS,),
             ).rowcount
+        array_rows.retain(connection)
         return bool(gone)
 
     def _end_days(self, connection: sqlite3.Connection, now: float) -> int:
@@ -225,6 +275,7 @@ class SqliteExampleStore:
         if ended:
             self._day_keys.clear()
             gone = connection.execute("DELETE FROM sentence WHERE day_key NOT IN (SELECT number FROM day_key)").rowcount
+            array_rows.end_days(connection)
             connection.execute(
                 "DELETE FROM sighting WHERE sealed IS NOT NULL AND day_key NOT IN (SELECT number FROM day_key)"
             )
@@ -258,7 +309,7 @@ class SqliteExampleStore:
         if not self._held_out_below:
             return False
         # No word has a line break in it, so this is no word's hash.
-        return int.from_bytes(self._hash(f"held out\n{tokens}")[:8], "big") < self._held_out_below
+        return self._is_below(f"held out\n{tokens}".encode())
 
     def _open_sentences(self) -> Iterable[tuple[str, bool]]:
         version = self._rows("PRAGMA data_version")[0][0]
@@ -280,8 +331,13 @@ class SqliteExampleStore:
         return {number: plain for number, plain in opened if plain is not None}
 
     def count_words(self) -> int:
-        """Return how many tokens are stored."""
-        return int(self._rows("SELECT COALESCE(SUM(words), 0) FROM sentence")[0][0])
+        """Return how much there is to learn from: tokens of text, and examples of arrays, where a model takes those."""
+        return int(self._rows("SELECT COALESCE(SUM(words), 0) FROM sentence")[0][0]) + self.count_arrays()
+
+    def count_examples(self, tokens: int) -> int:
+        """Return how many examples there are, where so many tokens of text make one."""
+        arrays = self.count_arrays()
+        return arrays - (arrays - self.count_words()) // tokens
 
     def last_record(self) -> int:
         """Return the number of the newest sentence, 0 if there is none; numbers rise."""
@@ -297,9 +353,9 @@ class SqliteExampleStore:
         named = [(-row[1], _open(self._open_day(row[2], row[3]), row[0], row[4])) for row in rows]
         return [word for _, word in sorted((count, word) for count, word in named if word is not None)]
 
-    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         try:
-            return self._connection.execute(query).fetchall()
+            return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as e:
             raise translate(e, str(self._path)) from e
 
@@ -350,6 +406,7 @@ class SqliteExampleStore:
                     connection.execute(
                         f"UPDATE {table} SET day_key = ?, sealed = ? WHERE {column} = ?", (new.number, again, name)
                     )
+        array_rows.seal_again(connection, old, new, self._random)
         connection.execute("DELETE FROM day_key WHERE number = ?", (number,))
         self._day_keys.pop(number, None)
 
@@ -358,7 +415,7 @@ class SqliteExampleStore:
         with transaction(self._connection, str(self._path)) as connection:
             self._opened = None
             self._day_keys.clear()
-            for table in ("sentence", "sighting", "day_key", "wrapped"):
+            for table in ("sentence", "sighting", "array_example", "day_key", "wrapped"):
                 connection.execute(f"DELETE FROM {table}")
             salt = self._random(KEY_BYTES)
             self._put_salt(salt)
