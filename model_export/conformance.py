@@ -34,6 +34,7 @@ from model_export.network import (
     size_of,
 )
 from wire_contract.layout import Layout, Tensors
+from wire_contract.manifest import signature_family
 from wire_contract.patch import read_tensors
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -84,20 +85,30 @@ class Trial:
 
 
 def make_trials(bundle: Bundle, seed: int) -> list[Trial]:
-    """Return the trials of a bundle; the same seed makes the same cases."""
+    """Return the trials of a bundle: every signature that its manifest names; the same seed makes the same cases."""
     rng = np.random.Generator(np.random.PCG64(seed))
     layout = Layout.of(bundle.manifest)
     tensors = read_tensors(bundle.model, bundle.manifest)
     size = size_of(tensors)
-    candidates = bundle.manifest.signatures["train_sampled"].candidates
     tolerance = bundle.manifest.golden.logit_tolerance
-    return [
-        train_trial(tensors, layout, size, rng),
-        sampled_trial(tensors, layout, size, candidates, rng),
-        evaluate_trial(tensors, layout, size, rng),
-        *[context_trial(tensors, size, words, tolerance, rng) for words in (*range(1, CONTEXTS), LENGTH)],
-        suggest_trial(tensors, size, tolerance, rng),
-    ]
+    trials: list[Trial] = []
+    for name, spec in bundle.manifest.signatures.items():
+        family = signature_family(name)
+        shape = (spec.batch, spec.length)
+        if family == "train":
+            trials.append(train_trial(tensors, layout, size, rng, name, shape))
+        elif family == "train_sampled":
+            trials.append(sampled_trial(tensors, layout, size, spec.candidates, rng, name, shape))
+        elif family == "train_private":
+            trials.append(private_trial(tensors, layout, size, rng, name, shape))
+        elif family == "evaluate":
+            trials.append(evaluate_trial(tensors, layout, size, rng))
+        elif family == "suggest_context":
+            contexts = (*range(1, CONTEXTS), LENGTH)
+            trials += [context_trial(tensors, size, words, tolerance, rng) for words in contexts]
+        elif family == "suggest":
+            trials.append(suggest_trial(tensors, size, tolerance, rng))
+    return trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +118,23 @@ class _Batch:
     weights: NDArray[np.float32]
     mask: NDArray[np.float32]
 
+    @property
+    def inputs(self) -> dict[str, NDArray[np.generic]]:
+        """What all train signatures are given alike."""
+        return {
+            "targets": self.targets,
+            "weights": self.weights,
+            "learning_rate": np.array(EXPOSING_RATE, np.float32),
+            "output_mask": self.mask,
+        }
 
-def _batch(size: NetworkSize, rng: np.random.Generator) -> _Batch:
+
+def _batch(size: NetworkSize, rng: np.random.Generator, shape: tuple[int, int] = (BATCH, LENGTH)) -> _Batch:
     # Squares of uniforms crowd low ids, so that words repeat in a batch as they do in text.
-    tokens = (size.words * rng.random((BATCH, LENGTH)) ** 2).astype(np.int32)
-    targets = (size.words * rng.random((BATCH, LENGTH)) ** 2).astype(np.int32)
-    weights = (rng.random((BATCH, LENGTH)) > 0.2).astype(np.float32)
-    mask = ((rng.random((LENGTH, size.width, BATCH)) > 0.3) / 0.7).astype(np.float32)
+    tokens = (size.words * rng.random(shape) ** 2).astype(np.int32)
+    targets = (size.words * rng.random(shape) ** 2).astype(np.int32)
+    weights = (rng.random(shape) > 0.2).astype(np.float32)
+    mask = ((rng.random((shape[1], size.width, shape[0])) > 0.3) / 0.7).astype(np.float32)
     return _Batch(tokens, targets, weights, mask)
 
 
@@ -125,37 +146,84 @@ def _exposed(before: NDArray[np.generic], after: NDArray[np.generic]) -> NDArray
     return np.asarray((before.astype(np.float64) - after.astype(np.float64)) / EXPOSING_RATE)
 
 
-def train_trial(tensors: Tensors, layout: Layout, size: NetworkSize, rng: np.random.Generator) -> Trial:
-    """One exact step against the float64 gradient of all five tensors."""
-    batch = _batch(size, rng)
-    packed = layout.pack(tensors)
-    inputs = {
-        "tokens": batch.tokens,
-        "targets": batch.targets,
-        "weights": batch.weights,
-        "learning_rate": np.array(EXPOSING_RATE, np.float32),
-        "output_mask": batch.mask,
-        **packed,
-    }
+def _weight_findings(
+    name: str, tensors: Tensors, layout: Layout, outputs: Arrays, exact: Mapping[str, NDArray[np.float64]]
+) -> list[Finding]:
+    """Hold the step of a signature that takes and gives all weights against its exact gradient."""
+    inputs = [train_input.name for train_input in layout.train_inputs]
+    trained = layout.unpack({key: np.asarray(outputs[f"trained_{key}"], np.float32) for key in inputs})
+    ones = np.asarray(outputs["trained_output_rows"][:, -1], np.float64)
+    return [
+        Finding(f"{name} ones column", float(np.max(np.abs(ones - 1.0))), 0.0),
+        *[
+            Finding(
+                f"{name} gradient {key}",
+                _relative(_exposed(tensors[key], trained[key]) - exact[key], exact[key]),
+                GRADIENT_TOLERANCE,
+            )
+            for key in tensors
+        ],
+    ]
+
+
+def train_trial(
+    tensors: Tensors,
+    layout: Layout,
+    size: NetworkSize,
+    rng: np.random.Generator,
+    name: str = "train",
+    shape: tuple[int, int] = (BATCH, LENGTH),
+) -> Trial:
+    """One exact step against the float64 gradient of all five tensors. shape: (batch, length) of the signature."""
+    batch = _batch(size, rng, shape)
 
     def judge(outputs: Arrays) -> list[Finding]:
         exact = reference.gradient(tensors, batch.tokens, batch.targets, batch.weights, batch.mask)
-        trained = layout.unpack({name: np.asarray(outputs[f"trained_{name}"], np.float32) for name in packed})
-        ones = np.asarray(outputs["trained_output_rows"][:, -1], np.float64)
         return [
-            Finding("train loss", abs(float(outputs["loss"]) - exact.loss) / abs(exact.loss), LOSS_TOLERANCE),
-            Finding("train ones column", float(np.max(np.abs(ones - 1.0))), 0.0),
-            *[
-                Finding(
-                    f"train gradient {name}",
-                    _relative(_exposed(tensors[name], trained[name]) - exact.tensors[name], exact.tensors[name]),
-                    GRADIENT_TOLERANCE,
-                )
-                for name in tensors
-            ],
+            Finding(f"{name} loss", abs(float(outputs["loss"]) - exact.loss) / abs(exact.loss), LOSS_TOLERANCE),
+            *_weight_findings(name, tensors, layout, outputs, exact.tensors),
         ]
 
-    return Trial(Case("train", {**inputs}), judge)
+    return Trial(Case(name, {"tokens": batch.tokens, **batch.inputs, **layout.pack(tensors)}), judge)
+
+
+def private_trial(
+    tensors: Tensors,
+    layout: Layout,
+    size: NetworkSize,
+    rng: np.random.Generator,
+    name: str = "train_private",
+    shape: tuple[int, int] = (BATCH, LENGTH),
+) -> Trial:
+    """One step on clipped gradients of single rows against as many float64 gradients; half of the rows are clipped.
+
+    The last of several rows carries no weight.
+    """
+    batch = _batch(size, rng, shape)
+    if shape[0] > 1:
+        batch.weights[-1] = 0.0
+    exact = reference.private_gradient(tensors, batch.tokens, batch.targets, batch.weights, batch.mask)
+
+    def judge(outputs: Arrays) -> list[Finding]:
+        got = np.asarray(outputs["norms"], np.float64)
+        return [
+            Finding(f"{name} loss", abs(float(outputs["loss"]) - exact.loss) / abs(exact.loss), LOSS_TOLERANCE),
+            # Each norm by itself: a small one is clipped as exactly as a large one.
+            Finding(
+                f"{name} norms",
+                float(np.max(np.abs(got - exact.norms) / np.where(exact.norms > 0.0, exact.norms, 1.0))),
+                GRADIENT_TOLERANCE,
+            ),
+            *_weight_findings(name, tensors, layout, outputs, exact.tensors),
+        ]
+
+    inputs = {
+        "tokens": batch.tokens,
+        "example_clip": np.array(exact.clip, np.float32),
+        **batch.inputs,
+        **layout.pack(tensors),
+    }
+    return Trial(Case(name, inputs), judge)
 
 
 def candidate_set(
@@ -169,10 +237,16 @@ def candidate_set(
 
 
 def sampled_trial(
-    tensors: Tensors, layout: Layout, size: NetworkSize, candidates: int, rng: np.random.Generator
+    tensors: Tensors,
+    layout: Layout,
+    size: NetworkSize,
+    candidates: int,
+    rng: np.random.Generator,
+    name: str = "train_sampled",
+    shape: tuple[int, int] = (BATCH, LENGTH),
 ) -> Trial:
     """One step over a candidate set, with a correction of the biases, against float64."""
-    batch = _batch(size, rng)
+    batch = _batch(size, rng, shape)
     # A batch has at most as many distinct targets as the set has places.
     targets = batch.targets % max(1, min(size.words, candidates * 3 // 4))
     chosen, local = candidate_set(targets, size.words, candidates, rng)
@@ -182,12 +256,10 @@ def sampled_trial(
     rows[:, size.width] += shift
     input_rows = tensors[EMBEDDING][batch.tokens.T].reshape(-1, size.width)
     inputs = {
+        **batch.inputs,
         "input_rows": input_rows,
         "candidate_rows": rows,
         "targets": local,
-        "weights": batch.weights,
-        "learning_rate": np.array(EXPOSING_RATE, np.float32),
-        "output_mask": batch.mask,
         "kernel_rows": packed["kernel_rows"],
         "projection": packed["projection"],
     }
@@ -205,24 +277,24 @@ def sampled_trial(
         }
         step = np.asarray(outputs["input_rows_step"], np.float64) / EXPOSING_RATE
         return [
-            Finding("train_sampled loss", abs(float(outputs["loss"]) - exact.loss) / abs(exact.loss), LOSS_TOLERANCE),
-            Finding("train_sampled ones column", float(np.max(np.abs(new_rows[:, -1]))), 0.0),
+            Finding(f"{name} loss", abs(float(outputs["loss"]) - exact.loss) / abs(exact.loss), LOSS_TOLERANCE),
+            Finding(f"{name} ones column", float(np.max(np.abs(new_rows[:, -1]))), 0.0),
             Finding(
-                "train_sampled gradient input rows",
+                f"{name} gradient input rows",
                 _relative(step - exact.input_rows, exact.input_rows),
                 GRADIENT_TOLERANCE,
             ),
             *[
                 Finding(
-                    f"train_sampled gradient {name}",
-                    _relative(value - exact.tensors[name], exact.tensors[name]),
+                    f"{name} gradient {key}",
+                    _relative(value - exact.tensors[key], exact.tensors[key]),
                     GRADIENT_TOLERANCE,
                 )
-                for name, value in got.items()
+                for key, value in got.items()
             ],
         ]
 
-    return Trial(Case("train_sampled", {**inputs}), judge)
+    return Trial(Case(name, {**inputs}), judge)
 
 
 def evaluate_trial(tensors: Tensors, layout: Layout, size: NetworkSize, rng: np.random.Generator) -> Trial:

@@ -3,6 +3,7 @@
 Weights are found by structure, not by searching for bytes: the suggest graphs take the embedding by GATHER, and each
 matrix as the constant side of a FULLY_CONNECTED; a bias is that op's third input. The rules:
 - a tensor stands once or more, as it is or transposed; every place is reported, so that none is left stale;
+- a float16 matrix is the constant side of a DEQUANTIZE in front of those ops;
 - a scale is reported wherever a tensor of that buffer, or one gathered from it, carries it;
 - what does not fit this picture (another dtype, a zero point, several scales, weights kept outside the flatbuffer) is
   refused by name.
@@ -10,13 +11,13 @@ matrix as the constant side of a FULLY_CONNECTED; a bias is that op's third inpu
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from model_export.network import EMBEDDING, KERNEL, KERNEL_BIAS, OUTPUT_BIAS, PROJECTION, NetworkSize
-from wire_contract.manifest import TensorEntry
+from wire_contract.manifest import VALUE_BYTES, TensorEntry
 
 SUGGEST_SIGNATURES = ("suggest", "suggest_context")
 BIAS_OF = {KERNEL: KERNEL_BIAS, EMBEDDING: OUTPUT_BIAS}
@@ -73,6 +74,12 @@ def _field_offset(table: Any, field: int) -> int:
     return int(table._tab.Vector(table._tab.Offset(field)))
 
 
+Kind = Literal["int8", "float16", "float32"]
+_KINDS: dict[int, Kind] = {
+    schema.TensorType.INT8: "int8", schema.TensorType.FLOAT16: "float16", schema.TensorType.FLOAT32: "float32",
+}  # fmt: skip
+
+
 class _Places:
     """Where each fleet tensor's bytes and scales stand, collected over the suggest graphs."""
 
@@ -82,21 +89,23 @@ class _Places:
         self.offsets: dict[str, set[int]] = defaultdict(set)
         self.scale_offsets: dict[str, set[int]] = defaultdict(set)
         self.transposed: dict[str, set[bool]] = defaultdict(set)
+        self.kinds: dict[str, set[Kind]] = defaultdict(set)
 
     def add_constant(self, name: str, tensor: Any, *, transposed: bool) -> None:
         """Record the constant `tensor` as a place of `name`, and its scale if it is int8."""
         buffer = self.model.Buffers(tensor.Buffer())
         shape = self.size.tensor_shapes[name]
-        is_bias = len(shape) == 1
-        wanted = schema.TensorType.FLOAT32 if is_bias else schema.TensorType.INT8
-        if tensor.Type() != wanted:
-            raise UnexpectedFile(f"{name} is stored as {'float32' if is_bias else 'int8'}, got type {tensor.Type()}")
-        expected_bytes = int(np.prod(shape)) * (4 if is_bias else 1)
+        allowed = ("float32",) if len(shape) == 1 else ("int8", "float16")
+        kind = _KINDS.get(tensor.Type())
+        if kind is None or kind not in allowed:
+            raise UnexpectedFile(f"{name} is stored as {' or '.join(allowed)}, got type {tensor.Type()}")
+        expected_bytes = int(np.prod(shape)) * VALUE_BYTES[kind]
         if buffer.DataLength() != expected_bytes:
             raise UnexpectedFile(f"{name} stands inside the file in {expected_bytes} bytes, got {buffer.DataLength()}")
         self.offsets[name].add(_field_offset(buffer, _BUFFER_DATA_FIELD))
         self.transposed[name].add(transposed)
-        if not is_bias:
+        self.kinds[name].add(kind)
+        if kind == "int8":
             self.add_scale(name, tensor)
 
     def add_scale(self, name: str, tensor: Any) -> None:
@@ -135,11 +144,16 @@ def weight_places(data: bytes, size: NetworkSize) -> tuple[TensorEntry, ...]:
         if subgraph.signature not in SUGGEST_SIGNATURES:
             continue
         graph = subgraph.graph
+        # A float16 constant is used through its DEQUANTIZE.
+        constants: dict[int, Any] = {}
         for i in range(graph.OperatorsLength()):
             operator = graph.Operators(i)
-            inputs = [graph.Tensors(operator.Inputs(k)) if operator.Inputs(k) >= 0 else None
-                      for k in range(operator.InputsLength())]  # fmt: skip
             op = _op(model, operator, names)
+            if op == "DEQUANTIZE" and graph.Tensors(operator.Inputs(0)).Type() == schema.TensorType.FLOAT16:
+                constants[operator.Outputs(0)] = graph.Tensors(operator.Inputs(0))
+                continue
+            inputs = [constants.get(index) or graph.Tensors(index) if index >= 0 else None
+                      for index in (operator.Inputs(k) for k in range(operator.InputsLength()))]  # fmt: skip
             if op == "GATHER" and _shape(inputs[0]) == size.tensor_shapes[EMBEDDING]:
                 places.add_constant(EMBEDDING, inputs[0], transposed=False)
                 gathered = graph.Tensors(operator.Outputs(0))
@@ -157,15 +171,16 @@ def weight_places(data: bytes, size: NetworkSize) -> tuple[TensorEntry, ...]:
 
 
 def _entry(places: _Places, name: str) -> TensorEntry:
-    shape = places.size.tensor_shapes[name]
     if not places.offsets[name]:
         raise UnexpectedFile(f"{name} stands in the suggest graphs, got no place for it")
     if len(places.transposed[name]) != 1:
         raise UnexpectedFile(f"{name} is stored one way round, got both")
+    if len(places.kinds[name]) != 1:
+        raise UnexpectedFile(f"{name} is stored as one kind, got {sorted(places.kinds[name])}")
     return TensorEntry(
         name=name,
-        shape=shape,
-        kind="float32" if len(shape) == 1 else "int8",
+        shape=places.size.tensor_shapes[name],
+        kind=places.kinds[name].pop(),
         offsets=tuple(sorted(places.offsets[name])),
         scale_offsets=tuple(sorted(places.scale_offsets[name])),
         transposed=places.transposed[name].pop(),

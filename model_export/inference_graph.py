@@ -40,8 +40,7 @@ def evaluate(
     length = tokens.shape[1]
     labels, shares = by_position(targets), by_position(weights)
     rows = tf.gather(output_rows, by_position(tokens))[:, :width]
-    steps = tf.unstack(tf.transpose(tf.reshape(rows, [length, batch, width]), [0, 2, 1]))
-    kept = unroll(steps, kernel_rows, projection, state_h, state_c)
+    kept = unroll(rows, kernel_rows, projection, batch, (state_h, state_c))
     positions = length * batch
     columns = tf.concat([tf.concat(kept.states, axis=1), tf.ones([1, positions]), tf.zeros([1, positions])], axis=0)
     logits = tf.transpose(tf.matmul(output_rows, columns))

@@ -1,7 +1,8 @@
-"""The commands that look at a bundle: `show` and `verify`."""
+"""The commands that look at a bundle: `show` and `verify`; `verify` also takes a lone file, or an offline bundle."""
 
 import argparse
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,31 +16,85 @@ from model_export.bundle import MODEL_FILE, Bundle, read_bundle
 from model_export.commands import progress_bar
 from model_export.conformance import Finding, Trial
 from model_export.failures import command_errors
-from model_export.flatbuffer import UnexpectedFile, check_rules, operators
+from model_export.file_structure import check_structure
+from model_export.flatbuffer import UnexpectedFile, operators
+from model_export.golden_vectors import golden_trials
 from model_export.network import size_of
 from model_export.quiet import quiet
+from model_export.version_files import check_hashes, is_offline_bundle, key_beside, read_limited, read_version
+from wire_contract import envelope
+from wire_contract.errors import Untrusted
 from wire_contract.layout import Layout
+from wire_contract.manifest import ARRAY_FAMILY
+from wire_contract.offline_bundle import MAX_BUNDLE_BYTES
 from wire_contract.patch import read_tensors
+from wire_contract.trust_roles import MAX_ROOT_BYTES
+from wire_contract.vocabulary import Vocabulary
 
 DEVICE_MODULE = "edge_runtime.cli"
 SHOWN_WORST = 12
 
 
+def _manifest_key(arguments: argparse.Namespace) -> bytes | None:
+    if not arguments.manifest_key:
+        return None
+    try:
+        key = bytes.fromhex(arguments.manifest_key)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise CommandError(
+            f"--manifest-key is 64 hex digits, got {arguments.manifest_key!r}",
+            exit_code=ExitCode.USAGE,
+            code="USAGE",
+        )
+    return key
+
+
 def _trusted_bundle(arguments: argparse.Namespace) -> Bundle:
-    key = None
-    if arguments.manifest_key:
-        try:
-            key = bytes.fromhex(arguments.manifest_key)
-        except ValueError:
-            key = b""
-        if len(key) != 32:
-            raise CommandError(
-                f"--manifest-key is 64 hex digits, got {arguments.manifest_key!r}",
-                exit_code=ExitCode.USAGE,
-                code="USAGE",
-            )
+    key = _manifest_key(arguments)
     with command_errors():
         return read_bundle(Path(arguments.bundle), key)
+
+
+def _verified_files(arguments: argparse.Namespace) -> Bundle:
+    """Return the version that a folder, a lone file or an offline bundle holds, its signatures checked."""
+    path, key = Path(arguments.bundle), _manifest_key(arguments)
+    with command_errors():
+        if path.is_dir():
+            return read_bundle(path, key)
+        if is_offline_bundle(path):
+            return _offline(path, arguments.root)
+        bundle = read_version(path, Path(arguments.manifest) if arguments.manifest else None)
+        key = key or key_beside(path)
+        if key is None:
+            raise CommandError(
+                "a lone file's manifest is verified with its signer's key, got none",
+                exit_code=ExitCode.USAGE,
+                code="USAGE",
+                hint="give --manifest-key",
+            )
+        envelope.verify(bundle.signed_manifest, "manifest", key)
+        return Bundle(bundle.model, bundle.vocabulary, bundle.manifest, bundle.signed_manifest, key)
+
+
+def _offline(path: Path, root: str | None) -> Bundle:
+    from model_export.offline import check_offline_bundle
+
+    if not root:
+        raise CommandError(
+            "an offline bundle is verified from the root that devices pinned, got none",
+            exit_code=ExitCode.USAGE,
+            code="USAGE",
+            hint="give --root 1.root.json",
+        )
+    data = read_limited(path, MAX_BUNDLE_BYTES)
+    held, manifest = check_offline_bundle(data, read_limited(Path(root), MAX_ROOT_BYTES), int(time.time()))
+    check_hashes(held.model, manifest)
+    vocabulary = Vocabulary.from_bytes(held.vocabulary) if held.vocabulary else None
+    if vocabulary is not None and len(vocabulary) != manifest.vocabulary_words:
+        raise Untrusted(f"the vocabulary has {manifest.vocabulary_words} words, got {len(vocabulary)}")
+    return Bundle(held.model, vocabulary, manifest, held.signed_manifest, b"")
 
 
 def show(arguments: argparse.Namespace) -> Result:
@@ -61,6 +116,7 @@ def show(arguments: argparse.Namespace) -> Result:
         "population": manifest.population,
         "version": manifest.version,
         "kind": manifest.kind,
+        "family": manifest.family,
         "parameters": manifest.parameters,
         "size_bytes": manifest.size_bytes,
         "vocabulary_words": manifest.vocabulary_words,
@@ -71,6 +127,10 @@ def show(arguments: argparse.Namespace) -> Result:
         "created_at": manifest.created_at,
         "expires_at": manifest.expires_at,
         "logit_tolerance": manifest.golden.logit_tolerance,
+        "golden_vectors": len(manifest.golden_vectors),
+        "needs": ", ".join(manifest.needs),
+        "minimum_runtime": manifest.minimum_runtime,
+        "code_sha256": manifest.lineage.code_sha256 if manifest.lineage else "",
     }
     lines = [f"{name.replace('_', ' '):<20}{value}" for name, value in head.items()]
     tensor_rows = [
@@ -90,22 +150,46 @@ def show(arguments: argparse.Namespace) -> Result:
 
 
 def verify(arguments: argparse.Namespace) -> Result:
-    """Check a bundle's rules, and its arithmetic on every interpreter of the named device environments."""
-    bundle = _trusted_bundle(arguments)
+    """Check a version's rules, and its arithmetic on every interpreter of the named device environments."""
+    bundle = _verified_files(arguments)
     try:
-        check_rules(bundle.model)
+        check_structure(bundle.model, bundle.manifest)
     except UnexpectedFile as e:
-        raise CommandError(str(e), code="RULES") from e
-    trials = conformance.make_trials(bundle, arguments.seed)
+        raise CommandError(str(e), exit_code=ExitCode.REFUSED, code="RULES") from e
+    trials = _trials(bundle, arguments.seed)
     findings: list[tuple[str, Finding]] = []
-    with progress_bar(len(arguments.device_python) + (not arguments.no_tape), "verifying") as bar:
-        if not arguments.no_tape:
+    tape = not arguments.no_tape and bundle.manifest.family != ARRAY_FAMILY
+    with progress_bar(len(arguments.device_python) + tape, "verifying") as bar:
+        if tape:
             findings += [("tape", finding) for finding in _tape_findings(bundle, arguments.seed)]
             bar.update(1)
         for python in arguments.device_python:
             findings += _device_findings(bundle, Path(python), trials)
             bar.update(1)
     return _verdict(bundle, findings, arguments.device_python)
+
+
+def _trials(bundle: Bundle, seed: int) -> list[Trial]:
+    if bundle.manifest.family == ARRAY_FAMILY:
+        from model_export.array_trials import array_trials
+
+        return array_trials(bundle)
+    shapes = {tensor.name: tensor.shape for tensor in bundle.manifest.tensors}
+    try:
+        expected = size_of({n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}).tensor_shapes
+    except (KeyError, IndexError, ValueError) as e:
+        raise CommandError(
+            f"a model of the family next-word has the tensors of its network, got {shapes}: {e}",
+            exit_code=ExitCode.REFUSED,
+            code="RULES",
+        ) from e
+    if shapes != expected:
+        raise CommandError(
+            f"a model of the family next-word has no other tensors than {list(expected)}, got {list(shapes)}",
+            exit_code=ExitCode.REFUSED,
+            code="RULES",
+        )
+    return [*conformance.make_trials(bundle, seed), *golden_trials(bundle.manifest)]
 
 
 def _device_findings(bundle: Bundle, python: Path, trials: Sequence[Trial]) -> list[tuple[str, Finding]]:

@@ -14,19 +14,20 @@ The rules:
 - the train signatures take them packed side by side (`train_inputs`), a bias being one more column.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wire_contract.layout import Layout, Tensors
-from wire_contract.manifest import Part, SignatureSpec, TensorEntry, TrainInput
+from wire_contract.manifest import TRAIN_FAMILIES, Part, SignatureSpec, TensorEntry, TrainInput, signature_name
 
 BATCH = 16
 LENGTH = 20
 CANDIDATES = 512
 SUGGESTIONS = 3
+FAMILIES = (*TRAIN_FAMILIES, "evaluate", "suggest", "suggest_context")
 SMALLEST_INT8_VALUES = 1024
 EMBEDDING, KERNEL, PROJECTION = "embedding", "kernel", "projection"
 KERNEL_BIAS, OUTPUT_BIAS = "kernel_bias", "output_bias"
@@ -96,15 +97,36 @@ def train_inputs(size: NetworkSize) -> tuple[TrainInput, ...]:
     )
 
 
-def signature_specs(candidates: int = CANDIDATES) -> dict[str, SignatureSpec]:
-    """Return the static shapes of the five signatures, as the manifest states them."""
-    return {
-        "train": SignatureSpec(batch=BATCH, length=LENGTH),
-        "train_sampled": SignatureSpec(batch=BATCH, length=LENGTH, candidates=candidates),
-        "evaluate": SignatureSpec(batch=BATCH, length=LENGTH),
-        "suggest": SignatureSpec(batch=1, length=1),
-        "suggest_context": SignatureSpec(batch=1, length=LENGTH),
-    }
+def signature_specs(
+    candidates: int = CANDIDATES,
+    variants: Sequence[tuple[int, int]] = (),
+    families: Sequence[str] = FAMILIES,
+) -> dict[str, SignatureSpec]:
+    """Return the static shapes of every signature, as the manifest states them.
+
+    `variants` are (batch, length) pairs: each adds one signature of every train family among `families`, named by
+    `manifest.signature_name`. Raises `ValueError` for a family that is not known, or a variant that is no such pair.
+    """
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown:
+        raise ValueError(f"the families are {FAMILIES}, got {unknown}")
+    if any(not (1 <= batch <= 4096 and 1 <= length <= 4096) for batch, length in variants):
+        raise ValueError(f"a variant is (batch, length), each from 1 to 4096, got {list(variants)}")
+    specs = {}
+    for family in families:
+        sampled = candidates if family == "train_sampled" else 0
+        if family == "suggest":
+            specs[family] = SignatureSpec(batch=1, length=1)
+        elif family == "suggest_context":
+            specs[family] = SignatureSpec(batch=1, length=LENGTH)
+        else:
+            specs[family] = SignatureSpec(batch=BATCH, length=LENGTH, candidates=sampled)
+        if family in TRAIN_FAMILIES:
+            for batch, length in variants:
+                specs[signature_name(family, batch, length)] = SignatureSpec(
+                    batch=batch, length=length, candidates=sampled
+                )
+    return specs
 
 
 def layout_without_file(size: NetworkSize) -> Layout:

@@ -101,7 +101,54 @@ def gradient(
     tokens, targets, weights: [batch, length]; output_mask: [length, width, batch].
     """
     exact = _double(tensors)
-    return _gradient(exact, exact["embedding"][tokens.T], targets, weights, output_mask, tokens)
+    return _gradient(exact, exact["embedding"][tokens.T], targets, _mean_shares(weights), output_mask, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateGradient:
+    """The loss, each row's gradient norm before clipping [batch], the bound, and the mean of the clipped gradients."""
+
+    loss: float
+    norms: Array
+    clip: float
+    tensors: dict[str, Array]
+
+
+def private_gradient(
+    tensors: Mapping[str, NDArray[np.floating]],
+    tokens: Ids,
+    targets: Ids,
+    weights: NDArray[np.floating],
+    output_mask: NDArray[np.floating],
+    clip: float | None = None,
+) -> PrivateGradient:
+    """Return sum_b g_b min(1, clip / |g_b|) / batch, each g_b a gradient of its own; arguments as `gradient`.
+
+    g_b is the gradient of row b's sum of weights * cross-entropy over all five tensors together. Without a clip it is
+    the median of the norms that are not zero, rounded to float32, so that half of the rows are clipped.
+    """
+    exact = _double(tensors)
+    rows = []
+    for b in range(tokens.shape[0]):
+        row = slice(b, b + 1)
+        inputs = exact["embedding"][tokens[row].T]
+        shares = np.asarray(weights[row], np.float64).T
+        rows.append(_gradient(exact, inputs, targets[row], shares, output_mask[:, :, row], tokens[row]))
+    norms = np.sqrt([sum(float((value**2).sum()) for value in row.tensors.values()) for row in rows])
+    bound = float(np.float32(np.median(norms[norms > 0.0]))) if clip is None else clip
+    factors = np.minimum(1.0, bound / np.where(norms > 0.0, norms, np.inf)) / len(rows)
+    clipped = {
+        name: np.asarray(sum(factor * row.tensors[name] for factor, row in zip(factors, rows, strict=True)))
+        for name in exact
+    }
+    loss = sum(row.loss for row in rows) / max(float(np.asarray(weights, np.float64).sum()), 1.0)
+    return PrivateGradient(loss, norms, bound, clipped)
+
+
+def _mean_shares(weights: NDArray[np.floating]) -> Array:
+    """Return each position's share [length, batch] in a mean whose divisor is at least 1."""
+    exact = np.asarray(weights, np.float64)
+    return np.asarray(exact.T / max(float(exact.sum()), 1.0))
 
 
 def sampled_gradient(
@@ -121,14 +168,14 @@ def sampled_gradient(
     inputs = exact["embedding"][tokens.T]
     exact["embedding"] = exact["embedding"][candidates]
     exact["output_bias"] = exact["output_bias"][candidates] + np.asarray(bias_shift, np.float64)
-    return _gradient(exact, inputs, local_targets, weights, output_mask, None)
+    return _gradient(exact, inputs, local_targets, _mean_shares(weights), output_mask, None)
 
 
 def _gradient(
     exact: dict[str, Array],
     inputs: Array,
     targets: Ids,
-    weights: NDArray[np.floating],
+    share: Array,
     output_mask: NDArray[np.floating],
     tokens: Ids | None,
 ) -> Gradient:
@@ -139,7 +186,6 @@ def _gradient(
     masked = forward.states * mask
     log_p = log_softmax(masked @ exact["embedding"].T + exact["output_bias"])
     steps, rows = np.meshgrid(np.arange(length), np.arange(batch), indexing="ij")
-    share = np.asarray(weights, np.float64).T / max(float(np.asarray(weights, np.float64).sum()), 1.0)
     loss = -float((share * log_p[steps, rows, targets.T]).sum())
     d_logits = np.exp(log_p)
     d_logits[steps, rows, targets.T] -= 1.0

@@ -5,8 +5,11 @@ It exists because a tape's graph is slower and a Keras LSTM's does not convert w
 - no `transpose_b`, and no transpose that feeds the right side of a matmul directly: the converter turns both into
   FULLY_CONNECTED, which XNNPACK does not take with weights that are inputs. An elementwise op stands between;
 - every activation is [features, batch]: weights are the left operand and are not packed again at every step;
-- the output layer goes by columns and in chunks of the vocabulary; bias and stabiliser are rows of its small operand,
-  so no pass over [words, positions] adds, subtracts or divides;
+- what does not wait for the state is done for all steps in one matmul: kernels compute 16 to 32 columns at a time, so a
+  product of 16 columns may cost as much as one of 32;
+- the output layer goes by columns and in chunks of the vocabulary that fit a core's cache: logits, exp and their pull
+  on the state are done with one chunk before the next; bias, stabiliser and the sum of the exponentials are rows of a
+  matmul, so that no pass over [words, positions] adds, subtracts, divides or sums;
 - a softmax is never formed: exp(logits - m) is used as it is and 1/sum scales the small factors.
 
 m = max(logit of the target, |[h; 1]| R - 75), R the longest row of [embedding | bias | 1]: by Cauchy-Schwarz no
@@ -23,134 +26,213 @@ from typing import Any
 import tensorflow as tf
 
 Tensor = Any
-VOCABULARY_CHUNKS = 5
+CHUNK_WORDS = 500
 LARGEST_EXPONENT = 75.0
+SMALLEST_SUM = 1e-30
 
 
 @dataclass(frozen=True)
 class Unrolled:
-    """What the forward pass keeps for the way back: lists over steps, each [features, batch]."""
+    """What the forward pass keeps for the way back: lists over steps, each [features, batch].
 
-    inputs: list[Tensor]
+    `retained` is f * (cells before - g), the part of the cells that the forget gate decides on.
+    """
+
+    input_rows: Tensor
     forget: list[Tensor]
     output: list[Tensor]
     candidate: list[Tensor]
-    cells_before: list[Tensor]
+    retained: list[Tensor]
     cells_tanh: list[Tensor]
     gated: list[Tensor]
+    states_before: list[Tensor]
     states: list[Tensor]
     cells: Tensor
 
     @property
-    def by_step(self) -> tuple[list[Tensor], ...]:
-        """The eight lists in the order of the fields."""
-        return (self.inputs, self.forget, self.output, self.candidate, self.cells_before, self.cells_tanh, self.gated,
-                self.states)  # fmt: skip
+    def positions(self) -> int:
+        """N: length x batch."""
+        return int(self.input_rows.shape[0])
+
+    def cell_inputs(self) -> Tensor:
+        """Return [x; h before] of every position as rows [N, 2 width]."""
+        return tf.concat([self.input_rows, tf.transpose(tf.concat(self.states_before, axis=1))], axis=1)
+
+    def gated_columns(self) -> Tensor:
+        """Return o * tanh(c) of every position as columns [cells, N]."""
+        return tf.concat(self.gated, axis=1)
 
 
-@dataclass(frozen=True)
-class OutputLayer:
-    """Loss, the gradient at the states [width, N], the dense part of the new rows, and the targets' own rows."""
-
-    loss: Tensor
-    states_gradient: Tensor
-    trained_rows: Tensor
-    target_rows_step: Tensor
-
-
-def by_position(ids: Tensor) -> Tensor:
+def by_position(values: Tensor) -> Tensor:
     """Return [batch, length] as a vector over positions."""
-    return tf.reshape(tf.transpose(ids), [-1])
+    return tf.reshape(tf.transpose(values), [-1])
 
 
-def unroll(steps: list[Tensor], kernel_rows: Tensor, projection: Tensor, state_h: Tensor, state_c: Tensor) -> Unrolled:
-    """Run the cell over `steps` (each [width, batch]) from a state; see `network` for the formulas."""
-    one = tf.ones([1, steps[0].shape[1]])
-    h, c = state_h, state_c
-    kept = Unrolled([], [], [], [], [], [], [], [], cells=c)
-    for x in steps:
-        a = tf.concat([x, h, one], axis=0)
-        z_forget, z_output, z_candidate = tf.split(tf.matmul(kernel_rows, a), 3, axis=0)
+def unroll(
+    input_rows: Tensor, kernel_rows: Tensor, projection: Tensor, batch: int, state: tuple[Tensor, Tensor] | None = None
+) -> Unrolled:
+    """Run the cell over input_rows [N, width]; see `network` for the formulas.
+
+    state: h [width, batch] and c [cells, batch] to begin with; without one it is zero, and the first step, which is a
+    matmul shorter then, has no constant operand that the converter would make a FULLY_CONNECTED of.
+    """
+    width, cells = projection.shape
+    positions = input_rows.shape[0]
+    of_input = tf.concat([kernel_rows[:, :width], kernel_rows[:, 2 * width :]], axis=1)
+    of_state = kernel_rows[:, width : 2 * width]
+    columns = tf.concat([tf.transpose(input_rows), tf.ones([1, positions])], axis=0)
+    from_input = tf.split(tf.matmul(of_input, columns), positions // batch, axis=1)
+    h, c = state or (tf.zeros([width, batch]), tf.zeros([cells, batch]))
+    kept = Unrolled(input_rows, [], [], [], [], [], [], [], [], cells=c)
+    for t, z_input in enumerate(from_input):
+        z = z_input if t == 0 and state is None else z_input + tf.matmul(of_state, h)
+        z_forget, z_output, z_candidate = tf.split(z, 3, axis=0)
         f, o, g = tf.sigmoid(z_forget), tf.sigmoid(z_output), tf.tanh(z_candidate)
-        before, c = c, g + f * (c - g)
+        retained = f * (c - g)
+        c = g + retained
         tanh_c = tf.tanh(c)
         m = o * tanh_c
+        kept.states_before.append(h)
         h = tf.matmul(projection, m)
-        for values, value in zip(kept.by_step, (a, f, o, g, before, tanh_c, m, h), strict=True):
+        lists = (kept.forget, kept.output, kept.candidate, kept.retained, kept.cells_tanh, kept.gated, kept.states)
+        for values, value in zip(lists, (f, o, g, retained, tanh_c, m, h), strict=True):
             values.append(value)
     return replace(kept, cells=c)
 
 
-def output_layer(
-    states: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, learning_rate: Tensor, chunks: int
-) -> OutputLayer:
-    """Cross-entropy against `rows` [words, width + 2] and everything that flows back from it.
+@dataclass(frozen=True)
+class Exponentials:
+    """exp(logits - m) in chunks of words, and what was summed over all of them.
 
-    states: [width, N]; targets: int32 [N]; weights: [N]; the ones column of `rows` meets -m and stays exactly 1.
+    state_rows: [h; 1; 0] as rows [N, width + 2]; target_rows: each target's row of `rows`; pull: [width, N], the sum of
+    embedding rows that the exponentials weigh; total: [N]; log_total: log of the softmax's denominator.
     """
+
+    chunks: list[Tensor]
+    spans: list[tuple[int, int]]
+    stabiliser: Tensor
+    state_rows: Tensor
+    target_rows: Tensor
+    target_logit: Tensor
+    pull: Tensor
+    total: Tensor
+
+    @property
+    def log_total(self) -> Tensor:
+        """The logarithm of the softmax's denominator [N]."""
+        return tf.math.log(self.total) + self.stabiliser
+
+    def states_gradient(self, shares: Tensor) -> Tensor:
+        """Return d/dh [width, N] of sum(shares * cross-entropy)."""
+        width = self.pull.shape[0]
+        return self.pull * (shares / self.total) - tf.transpose(self.target_rows[:, :width]) * shares
+
+    def trained_rows(self, rows: Tensor, shares: Tensor) -> Tensor:
+        """Return `rows` minus the dense part of their gradient; `shares` [N] have the learning rate in them."""
+        scaled = self.state_rows * (shares / self.total)[:, tf.newaxis]
+        dense = [tf.matmul(chunk, scaled) for chunk in self.chunks]
+        return rows - (dense[0] if len(dense) == 1 else tf.concat(dense, axis=0))
+
+    def target_rows_step(self, shares: Tensor) -> Tensor:
+        """Return what is to be subtracted from the targets' rows besides, [N, width + 2]."""
+        return self.state_rows * -shares[:, tf.newaxis]
+
+
+def exponentials(states: Tensor, rows: Tensor, targets: Tensor) -> Exponentials:
+    """Multiply states [width, N] with `rows` [words, width + 2], whose last column is 1. targets: int32 [N]."""
     width, positions = states.shape
     words = rows.shape[0]
-    share = weights / tf.maximum(tf.reduce_sum(weights), 1.0)
-    ones, zeros = tf.ones([positions, 1]), tf.zeros([positions, 1])
-    h1_rows = tf.concat([tf.transpose(states), ones, zeros], axis=1)
+    ones = tf.ones([positions, 1])
+    state_rows = tf.concat([tf.transpose(states), ones, tf.zeros([positions, 1])], axis=1)
     target_rows = tf.gather(rows, targets)
-    target_logit = tf.reduce_sum(h1_rows * target_rows, axis=1)
+    target_logit = tf.reduce_sum(state_rows * target_rows, axis=1)
     longest_row = tf.sqrt(tf.reduce_max(tf.reduce_sum(rows * rows, axis=1)))
-    reach = tf.sqrt(tf.reduce_sum(h1_rows * h1_rows, axis=1)) * longest_row
+    reach = tf.sqrt(tf.reduce_sum(state_rows * state_rows, axis=1)) * longest_row
     m = tf.maximum(target_logit, reach - LARGEST_EXPONENT)
     columns = tf.concat([states, tf.ones([1, positions]), -m[tf.newaxis, :]], axis=0)
-    rows_transposed = tf.transpose(rows)
-    bounds = [words * i // chunks for i in range(chunks + 1)]
-    spans = list(itertools.pairwise(bounds))
-    exponentials = [tf.exp(tf.matmul(rows[start:stop], columns)) for start, stop in spans]
-    total = tf.maximum(tf.add_n([tf.reduce_sum(q, axis=0) for q in exponentials]), 1e-30)
-    loss = tf.reduce_sum(share * (tf.math.log(total) + m - target_logit))
-    ratio = share / total
-    pull = tf.add_n([tf.matmul(rows_transposed[:width, a:b], q) for (a, b), q in zip(spans, exponentials, strict=True)])
-    states_gradient = pull * ratio - tf.transpose(target_rows[:, :width]) * share
-    scaled = h1_rows * (ratio * learning_rate)[:, tf.newaxis]
-    trained = tf.concat(
-        [rows[a:b] - tf.matmul(q, scaled) for (a, b), q in zip(spans, exponentials, strict=True)], axis=0
-    )
-    return OutputLayer(loss, states_gradient, trained, h1_rows * (-share * learning_rate)[:, tf.newaxis])
+    count = max(1, round(words / CHUNK_WORDS))
+    spans = list(itertools.pairwise(words * i // count for i in range(count + 1)))
+    chunks, pulls = [], []
+    for start, stop in spans:
+        part = rows if count == 1 else rows[start:stop]
+        chunk = tf.exp(tf.matmul(part, columns))
+        chunks.append(chunk)
+        # The ones column, transposed, is the row that sums.
+        pulls.append(tf.matmul(part, chunk, transpose_a=True))
+    pull = pulls[0] if count == 1 else tf.add_n(pulls)
+    total = tf.maximum(pull[width + 1], SMALLEST_SUM)
+    return Exponentials(chunks, spans, m, state_rows, target_rows, target_logit, pull[:width], total)
 
 
-def recurrence_step(
-    kept: Unrolled, states_gradient: list[Tensor], kernel_rows: Tensor, projection: Tensor, learning_rate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Go back through time; return the trained kernel rows, the trained projection and lr * dX [N, width]."""
-    width, batch = states_gradient[0].shape
-    kernel_transposed = tf.transpose(kernel_rows)[: 2 * width]
-    projection_transposed = tf.transpose(projection)
-    dh_next, dc = tf.zeros([width, batch]), tf.zeros(kept.gated[0].shape)
-    dz_steps, dh_steps, dx_steps = [], [], []
+@dataclass(frozen=True)
+class Deltas:
+    """The loss's gradient at the gates [3 cells, N], at the states [width, N] and at the inputs [width, N]."""
+
+    gates: Tensor
+    states: Tensor
+    inputs: Tensor
+
+
+def through_time(kept: Unrolled, states_gradient: list[Tensor], kernel_rows: Tensor, projection: Tensor) -> Deltas:
+    """Go back through time from the gradient at each step's state, [width, batch] each."""
+    width = projection.shape[0]
+    kernel_transposed = tf.transpose(kernel_rows)
+    # Slices stand between the transposes and the matmuls: folded into them, they would be done at every step.
+    to_input, to_state = kernel_transposed[:width], kernel_transposed[width : 2 * width]
+    to_gated = tf.transpose(projection)
+    gates, states = [], []
+    dh, dc_next = states_gradient[-1], None
     for t in reversed(range(len(states_gradient))):
         f, o, g, m = kept.forget[t], kept.output[t], kept.candidate[t], kept.gated[t]
-        dh = states_gradient[t] + dh_next
-        dm = tf.matmul(projection_transposed, dh)
-        dmo = dm * o
-        dc += dmo - dmo * kept.cells_tanh[t] * kept.cells_tanh[t]
-        dc_before = dc * f
-        dg = dc - dc_before
-        dz_forget = dg * f * (kept.cells_before[t] - g)
-        dz_output = dm * m * (1.0 - o)
-        dz_candidate = dg * (1.0 - g * g)
-        dz = tf.concat([dz_forget, dz_output, dz_candidate], axis=0)
-        dx, dh_next = tf.split(tf.matmul(kernel_transposed, dz), 2, axis=0)
-        dc = dc_before
-        dz_steps.append(dz)
-        dh_steps.append(dh)
-        dx_steps.append(dx)
-    dz_all = tf.concat(dz_steps[::-1], axis=1)
-    dh_all = tf.concat(dh_steps[::-1], axis=1)
-    dx_all = tf.concat(dx_steps[::-1], axis=1)
-    inputs = tf.transpose(tf.concat(kept.inputs, axis=1)) * learning_rate
-    gated = tf.transpose(tf.concat(kept.gated, axis=1)) * learning_rate
-    return (
-        kernel_rows - tf.matmul(dz_all, inputs),
-        projection - tf.matmul(dh_all, gated),
-        tf.transpose(dx_all) * learning_rate,
-    )
+        dm = tf.matmul(to_gated, dh)
+        dmm = dm * m
+        dc = dm * o - dmm * kept.cells_tanh[t]
+        if dc_next is not None:
+            dc += dc_next
+        dc_next = dc * f
+        dg = dc - dc_next
+        dz = tf.concat([dg * kept.retained[t], dmm * (1.0 - o), dg * (1.0 - g * g)], axis=0)
+        gates.append(dz)
+        states.append(dh)
+        if t:
+            dh = states_gradient[t - 1] + tf.matmul(to_state, dz)
+    all_gates = tf.concat(gates[::-1], axis=1)
+    return Deltas(all_gates, tf.concat(states[::-1], axis=1), tf.matmul(to_input, all_gates))
+
+
+def trained_recurrence(
+    deltas: Deltas, kept: Unrolled, kernel_rows: Tensor, projection: Tensor, rate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return kernel rows and projection minus `rate` times their gradient; rate: a scalar, or [N] by position."""
+    by_row = rate if rate.shape.rank == 0 else rate[:, tf.newaxis]
+    kernel = tf.matmul(deltas.gates, kept.cell_inputs() * by_row)
+    # The bias apart: as one more column it would cost a whole panel of the kernel's.
+    if rate.shape.rank == 0:
+        bias = tf.reduce_sum(deltas.gates, axis=1, keepdims=True) * rate
+    else:
+        bias = tf.reduce_sum(deltas.gates * rate, axis=1, keepdims=True)
+    # The gated cells are the larger operand, hence the left one, which is not packed.
+    transposed = tf.matmul(kept.gated_columns(), tf.transpose(deltas.states) * by_row)
+    return kernel_rows - tf.concat([kernel, bias], axis=1), projection - tf.transpose(transposed)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the output layer sees: states times mask, [width, N], and the mask in the same order."""
+
+    states: Tensor
+    mask: Tensor
+
+    def gradient_by_step(self, states_gradient: Tensor, length: int) -> list[Tensor]:
+        """Return the gradient at the recurrence's own states, step by step."""
+        return list(tf.split(states_gradient * self.mask, length, axis=1))
+
+
+def masked(kept: Unrolled, output_mask: Tensor) -> Seen:
+    """Apply output_mask [length, width, batch]: to what the output layer sees of the state, never to the recurrence."""
+    length, width, batch = output_mask.shape
+    mask = tf.reshape(tf.transpose(output_mask, [1, 0, 2]), [width, length * batch])
+    return Seen(tf.concat(kept.states, axis=1) * mask, mask)
 
 
 @dataclass(frozen=True)
@@ -174,23 +256,33 @@ def training_step(
     rows: Tensor,
     kernel_rows: Tensor,
     projection: Tensor,
-    chunks: int,
 ) -> Step:
-    """Return one step of SGD on the weighted mean loss; input_rows: [N, width]; targets: int32 [N]; weights: [N].
-
-    output_mask [length, width, batch] multiplies what the output layer sees of the state, never the recurrence.
-    """
-    length, width, batch = output_mask.shape
-    steps = tf.unstack(tf.transpose(tf.reshape(input_rows, [length, batch, width]), [0, 2, 1]))
-    masks = tf.unstack(output_mask)
-    kept = unroll(steps, kernel_rows, projection, tf.zeros([width, batch]), tf.zeros([projection.shape[1], batch]))
-    masked = tf.concat([h * mask for h, mask in zip(kept.states, masks, strict=True)], axis=1)
-    out = output_layer(masked, rows, targets, weights, learning_rate, chunks)
-    gradients = tf.split(out.states_gradient, length, axis=1)
-    kernel, projected, input_step = recurrence_step(
-        kept, [g * mask for g, mask in zip(gradients, masks, strict=True)], kernel_rows, projection, learning_rate
+    """Return one step of SGD on the weighted mean loss; input_rows: [N, width]; targets: int32 [N]; weights: [N]."""
+    length, _, batch = output_mask.shape
+    kept = unroll(input_rows, kernel_rows, projection, batch)
+    seen = masked(kept, output_mask)
+    out = exponentials(seen.states, rows, targets)
+    shares = weights / tf.maximum(tf.reduce_sum(weights), 1.0)
+    gradients = seen.gradient_by_step(out.states_gradient(shares), length)
+    deltas = through_time(kept, gradients, kernel_rows, projection)
+    trained_kernel, trained_projection = trained_recurrence(deltas, kept, kernel_rows, projection, learning_rate)
+    return Step(
+        tf.reduce_sum(shares * (out.log_total - out.target_logit)),
+        out.trained_rows(rows, shares * learning_rate),
+        out.target_rows_step(shares * learning_rate),
+        tf.transpose(deltas.inputs) * learning_rate,
+        trained_kernel,
+        trained_projection,
     )
-    return Step(out.loss, out.trained_rows, out.target_rows_step, input_step, kernel, projected)
+
+
+def with_sparse_rows(
+    rows: Tensor, inputs: Tensor, input_rows_step: Tensor, targets: Tensor, target_rows_step: Tensor
+) -> Tensor:
+    """Return `rows` minus the steps of single rows; SCATTER_ND adds rows that come twice, as TensorFlow does."""
+    sparse = tf.concat([tf.pad(input_rows_step, [[0, 0], [0, 2]]), target_rows_step], axis=0)
+    touched = tf.concat([inputs, targets], axis=0)[:, tf.newaxis]
+    return rows - tf.scatter_nd(touched, sparse, rows.shape)
 
 
 def train(
@@ -215,14 +307,10 @@ def train(
         output_rows,
         kernel_rows,
         projection,
-        VOCABULARY_CHUNKS,
     )
-    sparse = tf.concat([tf.pad(step.input_rows_step, [[0, 0], [0, 2]]), step.target_rows_step], axis=0)
-    touched = tf.concat([inputs, labels], axis=0)[:, tf.newaxis]
-    # SCATTER_ND adds rows that come twice, in TensorFlow and in TFLite.
     return {
         "loss": step.loss,
-        "trained_output_rows": step.rows - tf.scatter_nd(touched, sparse, output_rows.shape),
+        "trained_output_rows": with_sparse_rows(step.rows, inputs, step.input_rows_step, labels, step.target_rows_step),
         "trained_kernel_rows": step.kernel_rows,
         "trained_projection": step.projection,
     }
@@ -254,7 +342,6 @@ def train_sampled(
         candidate_rows,
         kernel_rows,
         projection,
-        chunks=1,
     )
     sparse = tf.scatter_nd(labels[:, tf.newaxis], step.target_rows_step, candidate_rows.shape)
     return {

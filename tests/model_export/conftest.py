@@ -45,11 +45,34 @@ def layout(size):
 
 
 @pytest.fixture(scope="session")
-def template(size):
+def converted(size):
+    """What the converter writes, before slimming: the bytes that the template is made of."""
+    from model_export.convert import converted
+    from model_export.quiet import quiet
+
+    with quiet():
+        return converted(size, candidates=WORDS)
+
+
+@pytest.fixture(scope="session")
+def template(size, converted):
     """The candidate set is the whole vocabulary here, so that `train_sampled` can be held against `train`."""
+    from model_export.convert import as_template
+
+    return as_template(converted, size)
+
+
+VARIANT = (3, 8)
+VARIANT_CANDIDATES = 64
+
+
+@pytest.fixture(scope="session")
+def half_template(size):
+    """Train signatures of 3 rows of 8 words beside the usual ones, and float16 weights in the suggestions."""
     from model_export.convert import convert
 
-    return convert(size, candidates=WORDS)
+    families = ("train", "train_sampled", "train_private", "suggest", "suggest_context")
+    return convert(size, VARIANT_CANDIDATES, [VARIANT], "float16", families)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The exported file on the devices' interpreters, each in a process of its own."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,21 @@ import pytest
 
 from model_export import conformance
 from model_export.bundle import read_bundle
-from model_export.conformance import Case, ConformanceError, Finding, judge_all, make_trials, run_on_device
-from tests.model_export.conftest import lively_tensors
+from model_export.conformance import (
+    Case,
+    ConformanceError,
+    Finding,
+    judge_all,
+    make_trials,
+    private_trial,
+    run_on_device,
+    sampled_trial,
+    train_trial,
+)
+from model_export.convert import template_tensors
+from model_export.network import LENGTH
+from model_export.reference import context_logits, suggestion_log_probs
+from tests.model_export.conftest import VARIANT, VARIANT_CANDIDATES, lively_tensors
 from wire_contract.patch import patch
 
 pytestmark = [pytest.mark.needs_tensorflow, pytest.mark.needs_litert]
@@ -25,7 +39,7 @@ def ask(python, runtime, model, trials):
 def test_every_device_interpreter_agrees_with_float64_on_the_tiny_bundle(bundle_folder, device_pythons):
     trials = make_trials(read_bundle(bundle_folder), seed=4)
     assert {trial.case.signature for trial in trials} == {
-        "train", "train_sampled", "evaluate", "suggest", "suggest_context",
+        "train", "train_sampled", "train_private", "evaluate", "suggest", "suggest_context",
     }  # fmt: skip
     for python, runtime in device_pythons:
         findings = ask(python, runtime, bundle_folder / "model.tflite", trials)
@@ -47,6 +61,55 @@ def test_a_file_with_other_weights_is_found_by_the_int8_checks(bundle_folder, bu
     findings = ask(sys.executable, "litert", other, make_trials(read_bundle(bundle_folder), seed=4))
     wrong = {finding.name.split()[0] for finding in findings if not finding.holds}
     assert wrong == {"suggest", "suggest_context"}
+
+
+def test_every_signature_conforms_again_after_other_weights_were_patched_in(
+    bundle_folder, bundle_parts, size, device_pythons, tmp_path
+):
+    bundle = read_bundle(bundle_folder)
+    later = patch(patch(bundle.model, bundle.manifest, lively_tensors(size, seed=98)), bundle.manifest,
+                  lively_tensors(size, seed=99), keep=0.5)  # fmt: skip
+    path = tmp_path / "later.tflite"
+    path.write_bytes(later)
+    trials = make_trials(replace(bundle, model=later), seed=4)
+    assert {trial.case.signature for trial in trials} == set(bundle.manifest.signatures)
+    for python, runtime in device_pythons:
+        findings = ask(python, runtime, path, trials)
+        assert [finding for finding in findings if not finding.holds] == [], (python, runtime)
+
+
+def test_a_variant_of_other_shapes_conforms_on_every_device_interpreter(
+    half_template, tensors, layout, size, device_pythons, tmp_path
+):
+    path = tmp_path / "variant.tflite"
+    path.write_bytes(half_template.data)
+    rng = np.random.Generator(np.random.PCG64(6))
+    trials = [
+        train_trial(tensors, layout, size, rng, "train_b3_l8", VARIANT),
+        sampled_trial(tensors, layout, size, VARIANT_CANDIDATES, rng, "train_sampled_b3_l8", VARIANT),
+        private_trial(tensors, layout, size, rng, "train_private_b3_l8", VARIANT),
+    ]
+    for python, runtime in device_pythons:
+        findings = ask(python, runtime, path, trials)
+        assert len(findings) > 20
+        assert [finding for finding in findings if not finding.holds] == [], (python, runtime)
+
+
+def test_float16_suggestions_are_those_of_the_rounded_weights(half_template, size):
+    from model_export.interpreter import Interpreter
+
+    rounded = {
+        name: value.astype(np.float16).astype(np.float32) if value.ndim == 2 else value
+        for name, value in template_tensors(size).items()
+    }
+    for value in rounded.values():
+        # The template's own weights are so large that its states are chaotic; what is judged is the constants' use.
+        assert np.abs(value).max() > 0.5
+    context = np.zeros(LENGTH, np.int32)
+    context[-2:] = 40, 50
+    outputs = Interpreter(half_template.data).run("suggest_context", {"tokens": context})
+    exact = suggestion_log_probs(context_logits(rounded, context))
+    assert np.abs(outputs["log_probs"][4:] - exact).max() < 1e-4
 
 
 def test_cases_are_the_same_for_one_seed_and_differ_for_another(bundle_folder):
