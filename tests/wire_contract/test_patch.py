@@ -1,7 +1,9 @@
 """Hysteresis: what a published version changes of the one before, and what it never does."""
 
 import hashlib
+import struct
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
 from wire_contract.errors import Malformed
+from wire_contract.manifest import TensorEntry, fingerprint
 from wire_contract.patch import patch, quantize, read_tensors, requantize, snap
 
 WEIGHTS = arrays.arrays(np.float32, 40, elements=st.floats(-3, 3, width=32))
@@ -102,3 +105,63 @@ def test_ten_published_steps_are_these_bytes_on_every_machine():
         moved = {name: value * np.float32(1 + i / 64) - np.float32(i / 512) for name, value in TENSORS.items()}
         file = patch(file, MANIFEST, moved, keep=0.75)
     assert hashlib.sha256(file).hexdigest() == "a64376d8e06882acf47193ed884f3c92ab2be15136ebfbaf8a2b88a5c597671b"
+
+
+HALVES = TensorEntry(name="halves", shape=(5, 8), kind="float16", offsets=(16, 128), transposed=True)
+HALF_FILE = bytes(range(16)) + bytes(80) + bytes(range(32)) + bytes(80) + b"end"
+HALF_MANIFEST = msgspec.structs.replace(
+    MANIFEST,
+    tensors=(HALVES,),
+    train_inputs=(),
+    size_bytes=len(HALF_FILE),
+    layout_fingerprint=fingerprint((HALVES,)),
+)
+HALF_WEIGHTS = arrays.arrays(
+    np.float32, (5, 8), elements=st.floats(-70_000, 70_000, width=32) | st.floats(-3, 3, width=32)
+)
+IN_RANGE = HALF_WEIGHTS.filter(lambda values: np.abs(values).max() < 65_520)
+
+
+@given(IN_RANGE)
+def test_a_float16_tensor_is_the_nearest_half_even_at_all_its_places_and_nothing_else_changes(weights):
+    file = patch(HALF_FILE, HALF_MANIFEST, {"halves": weights})
+    for offset in HALVES.offsets:
+        stored = np.array(struct.unpack_from("<40e", file, offset)).reshape(8, 5).T
+        # struct rounds for itself, from the exact value, half to even.
+        judged = np.array([struct.unpack("<e", struct.pack("<e", float(w)))[0] for w in weights.ravel()])
+        assert np.array_equal(stored.ravel(), judged)
+    assert np.array_equal(read_tensors(file, HALF_MANIFEST)["halves"], stored.astype(np.float32))
+    assert file[:16] == HALF_FILE[:16] and file[96:128] == HALF_FILE[96:128] and file[208:] == b"end"
+
+
+@given(HALF_WEIGHTS)
+def test_a_float16_weight_that_would_become_infinite_is_refused_by_its_tensors_name(weights):
+    if np.abs(weights).max() < 65_520:
+        assert np.isfinite(
+            read_tensors(patch(HALF_FILE, HALF_MANIFEST, {"halves": weights}), HALF_MANIFEST)["halves"]
+        ).all()
+        return
+    with pytest.raises(Malformed, match=r"a float16 weight is below 65520, got .* in halves"):
+        patch(HALF_FILE, HALF_MANIFEST, {"halves": weights})
+
+
+@given(IN_RANGE, IN_RANGE, KEEPS)
+def test_a_half_stays_until_it_has_moved_far_enough_and_then_lies_on_the_grid_or_next_to_it(before, after, keep):
+    old = patch(HALF_FILE, HALF_MANIFEST, {"halves": before})
+    new = patch(old, HALF_MANIFEST, {"halves": after}, keep=keep)
+    was, now = (read_tensors(file, HALF_MANIFEST)["halves"] for file in (old, new))
+    stays = np.abs(after.astype(np.float64) - was) * 1024 < keep
+    assert np.array_equal(now[stays], was[stays])
+    grid = np.rint(after[~stays].astype(np.float64) * 1024) / 1024
+    assert np.array_equal(now[~stays], grid.astype(np.float16).astype(np.float32))
+    step = np.spacing(np.abs(now[~stays]).astype(np.float16)).astype(np.float64)
+    assert np.all(np.abs(now[~stays] - after[~stays].astype(np.float64)) <= 2.0**-11 + step)
+    assert patch(new, HALF_MANIFEST, {"halves": after}, keep=keep) == new
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01])
+def test_a_file_with_a_half_that_is_not_finite_is_refused(bits):
+    file = bytearray(HALF_FILE)
+    file[20:22] = struct.pack("<H", bits)
+    with pytest.raises(Malformed, match="finite, got NaN or Inf in halves"):
+        read_tensors(bytes(file), HALF_MANIFEST)
