@@ -4,7 +4,7 @@ The rules:
 - parents are lower versions of the population, nearest first; only what an exporter makes has none;
 - what was measured is stated as numbers with names, never as a verdict;
 - `code_sha256` names the code that made it, `sources` the hashes of what went in (weights, vocabulary, text);
-- counts are the aggregator's: updates and examples that its step summed since the first parent.
+- counts are the aggregator's: updates and examples that were summed since the version before on its track.
 """
 
 import re
