@@ -28,11 +28,14 @@ from edge_runtime.numpy_engine.model import NumpyModel
 from model_export.bundle import make_manifest
 from model_export.convert import convert
 from model_export.network import BATCH, CANDIDATES, LENGTH, PRESETS, NetworkSize, initial_tensors, layout_without_file
+from wire_contract.manifest import signature_name
 from wire_contract.vocabulary import Vocabulary
 
 LEARNING_RATE = 0.1
 EXAMPLE_CLIP = 1.0
 SQUARE = 1024
+# As many tokens in rows of half the length: a kernel that computes 32 columns at a time is full.
+WIDE = (2 * BATCH, LENGTH // 2)
 DEVICE_PYTHON = ROOT / ".venv-device" / "bin" / "python"
 Ids = NDArray[np.int32]
 Seconds = Callable[[], float]
@@ -110,6 +113,7 @@ class Engines:
         self.cases = self._cases(rng)
         self._add_keras()
         self._add_litert(rng)
+        self._add_wide()
         self._add_numpy()
         self._add_processes(folder, torch_python, stack)
         self.seconds["sgemm"], self.seconds["sgemm_1024"] = sgemm_steps(self.size, rng)
@@ -172,6 +176,22 @@ class Engines:
         runner = interpreter.get_signature_runner("train")
         self.seconds["tf_lite_exact"] = timed(partial(runner, **self.cases["train"]))
         self._specs = manifest.signatures
+
+    def _add_wide(self) -> None:
+        signature = signature_name("train_sampled", *WIDE)
+        template = convert(self.size, variants=[WIDE], families=("train_sampled", "suggest"))
+        sampled = self.cases["train_sampled"]
+        batch, length = WIDE
+        tokens = self.cases["train"]["tokens"].reshape(batch, length)
+        inputs = {
+            **sampled,
+            "input_rows": self._packed["output_rows"][tokens.T.reshape(-1), : self.size.width],
+            "targets": sampled["targets"].reshape(batch, length),
+            "weights": np.ones((batch, length), np.float32),
+            "output_mask": np.ones((length, self.size.width, batch), np.float32),
+        }
+        model = open_model(template.data, "litert")
+        self.seconds[f"litert_{signature.removeprefix('train_')}"] = timed(partial(model.run, signature, inputs))
 
     def _add_numpy(self) -> None:
         engine = NumpyModel(self._specs, words=self.size.words, width=self.size.width, cells=self.size.cells)

@@ -31,6 +31,7 @@ from cloud_aggregator.adapters.mqtt import MqttTransport, parse_broker_url
 from cloud_aggregator.addresses import without_credentials
 from cloud_aggregator.aggregation_kernel import KERNEL_VARIABLE, Kernel, KernelUnavailable, kernel_of
 from cloud_aggregator.back_pressure import BackPressure, Limits
+from cloud_aggregator.code_hash import aggregator_code
 from cloud_aggregator.config import ServiceSettings
 from cloud_aggregator.delta_publisher import DeltaPublisher
 from cloud_aggregator.errors import AggregatorError, BrokerUnreachable, InvalidSetting, Refused, StorageFailed
@@ -96,6 +97,8 @@ def serve(data: Path, settings: ServiceSettings, say: Say, ready: Callable[[Brok
     keys = load_keys(data)
     token = operator_token(data)
     kernel = chosen_kernel(os.environ)
+    # Lineages name the code that runs, not what an upgrade lays in its place meanwhile.
+    aggregator_code()
 
     def end(_number: int, _frame: FrameType | None) -> None:
         stop.set()

@@ -4,7 +4,8 @@ Without a repository everything here answers "nothing" and no TUF library is imp
 one, the rules are:
 - a population whose template `targets` names is *protected*: what its keyboards get is named by the role `refreshes`,
   in the transaction that announces it, and a device that enrols is told the root;
-- a population founded before the repository, whose template is not named, is as without one until it is;
+- a population founded before the repository, whose template is not named, is as without one until it is; one that is
+  protected stays so: what would leave it is not imported;
 - timestamp, snapshot and refreshes are signed again in time, once an hour at the most; what hinders that is told.
 """
 
@@ -123,6 +124,7 @@ def import_ceremony(records: Records, keys: ServiceKeys, offered: "Offered", now
         if announced is not None and _names(shelf, population):
             changes.append((population, announced.signed_manifest))
     named = refreshed(shelf)
+    _check_none_left(named, records, shelf)
     changes = [(p, signed) for p, signed in changes if named.get(_path(p)) != sha256(signed).hexdigest()]
     if changes:
         shelf = _with_refreshes(shelf, keys, changes, now, before)
@@ -132,6 +134,17 @@ def import_ceremony(records: Records, keys: ServiceKeys, offered: "Offered", now
     _store(records, before, shelf, now)
     versions = {role: _version(shelf, role) for role in roles.OFFLINE_ROLES}
     return Imported(versions, tuple(population.population for population, _ in changes))
+
+
+def _check_none_left(named: Mapping[str, str], records: Records, shelf: "Shelf") -> None:
+    """Raise `Refused` if a population that is protected would not be any more: its devices have pinned the root."""
+    for population in records.populations():
+        if _path(population) in named and not _names(shelf, population):
+            raise Refused(
+                f"wrong_target: `targets` no longer name the template of population {population.population} as its"
+                " exporter signed it: its devices would refuse every refresh",
+                "model-export keys add-template with the bundle that the population was founded from",
+            )
 
 
 def renew(records: Records, keys: ServiceKeys, now: int) -> None:

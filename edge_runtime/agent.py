@@ -127,7 +127,7 @@ class Agent:
         self._person = HomeExamples(home, self.identity, ports.entropy, settings.held_out_share)
         self._check_ins = CheckIns(
             self.identity, self.enrolled.population, self._link, ports.clock, ports.entropy,
-            count_words=self.count_words, held_version=lambda: self.slots.slot("training").version,
+            count_examples=self._person.store.count_examples, held_version=lambda: self.slots.slot("training").version,
         )  # fmt: skip
         self._inbox = Inbox(
             self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove, self._check_ins.just_asked
@@ -278,7 +278,7 @@ class Agent:
         return self._state.lease_until
 
     def count_words(self) -> int:
-        """Return how many words of the person's text are stored."""
+        """Return how many words of the person's text are stored; an example of arrays counts as one."""
         return self._person.store.count_words()
 
     def watch(self) -> None:

@@ -18,7 +18,8 @@ ROW_TOKENS = 20
 
 
 class CheckIns:
-    """One agent's. `count_words` says how much text is here, `held_version` which training version."""
+    """One agent's. `count_examples` says how many examples are here, where so many tokens of
+    text make one; `held_version` which training version."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class CheckIns:
         clock: Clock,
         entropy: Entropy,
         *,
-        count_words: Callable[[], int],
+        count_examples: Callable[[int], int],
         held_version: Callable[[], int],
     ) -> None:
         self._identity = identity
@@ -36,7 +37,7 @@ class CheckIns:
         self._link = link
         self._clock = clock
         self._entropy = entropy
-        self._count_words = count_words
+        self._count_examples = count_examples
         self._held_version = held_version
         self._time = TimeQuestion()
 
@@ -50,7 +51,7 @@ class CheckIns:
             sent_at=int(self._clock.now()),
             held_version=self._held_version(),
             capabilities=capabilities,
-            examples=-(-self._count_words() // ROW_TOKENS),
+            examples=self._count_examples(ROW_TOKENS),
         )
         self._link.request(encode_message(request))
         self._link.notes.checked_in = True

@@ -9,7 +9,7 @@ from edge_runtime.eligibility import JUST_STARTED, Decision, Moment, Policy, Sta
 from edge_runtime.night_budget import NightBudget
 from edge_runtime.ports import Clock, Sensors
 
-NO_TEXT = "there is no text to learn from yet: typing would change that"
+NO_TEXT = "there is nothing to learn from yet: typing, or adding examples, would change that"
 
 
 class Conditions:

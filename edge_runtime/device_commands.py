@@ -17,6 +17,7 @@ from edge_runtime.trust import ManifestRefused
 from edge_runtime.turn_report import TurnReport
 from edge_runtime.wiring import real_ports
 from wire_contract.errors import ContractError
+from wire_contract.manifest import ARRAY_FAMILY
 
 MAX_TOKEN_CHARACTERS = 200
 
@@ -145,6 +146,12 @@ def _confirm() -> None:
 def add(home: Path, text: str, *, learn: bool) -> Result:
     """Put text into the example store."""
     with opened(home) as agent:
+        held = agent.current()
+        if held is not None and held.manifest.family == ARRAY_FAMILY:
+            raise CommandError(
+                "the model here learns from arrays, not from text",
+                exit_code=ExitCode.REFUSED, code="WRONG_FAMILY", hint="edge-runtime add-arrays FILE.npz",
+            )  # fmt: skip
         if agent.examples.vocabulary is None:
             raise CommandError(
                 "there is no model yet, so no vocabulary to filter by",

@@ -276,7 +276,9 @@ def _examples(home: Path) -> str:
     finally:
         agent.abandon()
     return (
-        f"{words} words to learn from" if words else "no text to learn from yet: typing, or edge-runtime add, adds some"
+        f"{words} words or examples to learn from"
+        if words
+        else "nothing to learn from yet: typing, edge-runtime add, or edge-runtime add-arrays adds some"
     )
 
 

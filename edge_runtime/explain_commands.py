@@ -89,8 +89,8 @@ def _told(agent: Agent, explanation: Explanation, now: float, home: Path) -> Res
             stops = f"It does not train because it was told to ask for work again {_utc(state.not_before)}."
             change = "Waiting until then; the aggregator spreads its fleet over the night."
         elif not agent.count_words():
-            stops = "It does not train because there is no text to learn from yet."
-            change = "Typing, or edge-runtime add, would change that."
+            stops = "It does not train because there is nothing to learn from yet."
+            change = "Typing, edge-runtime add, or edge-runtime add-arrays would change that."
         elif state.phase in _WAITING:
             stops = f"{_WAITING[state.phase]}, and it asks for nothing else before that."
             change = "The aggregator's answer; edge-runtime doctor says whether the broker answers."

@@ -47,7 +47,7 @@ def evaluate(
             result = _evaluate_arrays(runner, stated, packed, held_out)
         else:
             result = _evaluate_text(runner, stated, packed, held_out, vocabulary or model.with_name("vocabulary.txt"))
-        if not golden:
+        if golden < 1:
             return result
         vectors = golden_asking.ask(opened.version(stated, lambda: data), stated, golden)
         return Result({**result.data, "golden_vectors": golden_asking.as_items(vectors)})

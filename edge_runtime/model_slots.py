@@ -29,7 +29,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urljoin, urlsplit
@@ -208,11 +208,14 @@ class ModelSlots:
         self.change(track, activation.Installed(manifest.sha256, manifest.version, tried=track == "training"))
         return manifest
 
-    def change(self, track: Track, event: activation.Event) -> Slot:
-        """Take a step of `activation`, durably, and delete what no slot names any more. Raises `VersionRefused`."""
+    def change(self, track: Track, *events: activation.Event) -> Slot:
+        """Take steps of `activation`, durably and all at once; then delete what no slot names any more.
+
+        Raises `VersionRefused` for a step that the table does not list: then none is taken.
+        """
         with self._locked(track):
             try:
-                slot = activation.step(self.slot(track), event)
+                slot = reduce(activation.step, events, self.slot(track))
             except StepRefused as e:
                 raise VersionRefused(e.reason, str(e)) from e
             text = json.dumps(asdict(slot))

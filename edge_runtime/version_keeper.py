@@ -195,9 +195,7 @@ class VersionKeeper:
             if health.reason:
                 self._tell_rolled_back(slots.change("refresh", activation.Unhealthy(health.reason)))
                 return
-            after = slots.came_up()
-            if after.ready:
-                slots.change("refresh", activation.Healthy(health.said))
+            slots.change("refresh", activation.CameUp(), *([activation.Healthy(health.said)] if last else []))
         except RuntimeFailed as e:
             # The start counts, and did not come up.
             self.notes.refused.append(name_of(e))

@@ -27,6 +27,7 @@ from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.ports import Forgotten, SignatureRunner
 from edge_runtime.privacy_filter import id_stream
 from edge_runtime.suggestions import Suggestions
+from wire_contract.manifest import TEXT_FAMILY
 from wire_contract.vocabulary import Vocabulary
 
 # The person asked for it now: night is always. Everything else must hold.
@@ -84,6 +85,8 @@ class PersonalDevice:
         held, self.instead = personal_task.for_keyboard(self._home, self.agent.slots)
         if held is None:
             raise NoModel(f"{self._home} holds no model yet: run edge-runtime run --home {self._home} once, online")
+        if held.manifest.family != TEXT_FAMILY:
+            raise NoModel(f"version {held.manifest.version} is a model of arrays: a keyboard needs one of text")
         vocabulary = self.agent.slots.vocabulary(held.manifest.vocabulary_sha256)
         if vocabulary is None:
             raise NoModel(f"{self._home} holds no vocabulary for its model")

@@ -37,9 +37,7 @@ def found_ceremony(
             role: Quorum(tuple(made.make_key(role, holder, 1) for holder in range(1, holders + 1)), threshold)
             for role in roles.OFFLINE_ROLES
         }
-        made.store(
-            roles.ROOT, meta.first_root(quorums[roles.ROOT], quorums[roles.TARGETS], online, now, valid_s)
-        )
+        made.store(roles.ROOT, meta.first_root(quorums[roles.ROOT], quorums[roles.TARGETS], online, now, valid_s))
         made.store(roles.TARGETS, meta.first_targets(quorums[roles.OFFLINE], online, now, valid_s))
         made.store(roles.OFFLINE, meta.first_offline(now, valid_s))
         fresh.rename(folder)

@@ -76,7 +76,7 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
                         help="size of the network (default: the checkpoint's, else small)")  # fmt: skip
     parser.add_argument("--checkpoint", default="starter", metavar="FILE",
                         help="weights: an .npz, `starter` (shipped, default) or `untrained`")  # fmt: skip
-    parser.add_argument("--vocabulary", metavar="FILE", help="default: the shipped one")
+    parser.add_argument("--vocabulary", metavar="FILE", help="default: beside the checkpoint, else the shipped one")
     parser.add_argument("--population", required=True, metavar="NAME", help="whose first version this is")
     parser.add_argument("--signing-key", required=True, metavar="FILE", help="Ed25519 PEM, see `model-export keygen`")
     parser.add_argument("--output", required=True, metavar="DIR", help="the bundle's folder; an older one is replaced")

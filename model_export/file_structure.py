@@ -4,7 +4,7 @@
 rules:
 - the bytes are a TFLite flatbuffer, version 3; every table, vector and buffer that is read lies inside them;
 - there are no more graphs, tensors, operators and buffers than this exporter would ever make;
-- its signatures are the manifest's, by name, and their ops are built in;
+- its signatures are the manifest's, by name and by the shapes that the manifest states, and their ops are built in;
 - a weight of the family next-word is a constant of its own: its offset is where that begins, and the lengths agree; one
   of the family arrays lies inside a constant of its kind, which may hold several. A scale is one of a tensor's
   quantization, or lies in a float32 constant. So a manifest that lies about offsets patches nothing else;
@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from ai_edge_litert import schema_py_generated as schema
 
-from model_export.flatbuffer import UnexpectedFile, check_rules
-from wire_contract.manifest import TEXT_FAMILY, Manifest
+from model_export.flatbuffer import UnexpectedFile, check_rules, operators
+from wire_contract.manifest import TEXT_FAMILY, Manifest, SignatureSpec, signature_family
 
 VERSION: Final = 3
 IDENTIFIER: Final = b"TFL3"
@@ -38,7 +38,7 @@ def check_structure(data: bytes, manifest: Manifest) -> None:
         raise UnexpectedFile(f"a .tflite has the identifier {IDENTIFIER.decode()}, got {bytes(data[4:8])!r}")
     try:
         _check(data, manifest)
-        check_rules(data)
+        _check_operators(data, manifest)
     except _BROKEN as e:
         raise UnexpectedFile(f"every table lies inside the file, got {type(e).__name__}: {str(e)[:120]}") from e
 
@@ -72,16 +72,47 @@ def _count(what: str, count: int, most: int) -> int:
 
 
 def _check_signatures(model: Any, graphs: int, manifest: Manifest) -> None:
-    names = set()
+    names: set[str] = set()
     for i in range(_count("signatures", model.SignatureDefsLength(), MAX_GRAPHS)):
         signature = model.SignatureDefs(i)
-        names.add(signature.SignatureKey().decode())
+        name = signature.SignatureKey().decode()
+        names.add(name)
         if not 0 <= signature.SubgraphIndex() < graphs:
             raise UnexpectedFile(f"a signature's graph is one of {graphs}, got {signature.SubgraphIndex()}")
+        if name in manifest.signatures:
+            _check_shapes(name, manifest.signatures[name], _inputs(model, signature))
     if names != set(manifest.signatures):
         raise UnexpectedFile(
             f"the file's signatures are the manifest's, got {sorted(names ^ set(manifest.signatures))}"
         )
+
+
+def _inputs(model: Any, signature: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a signature's arguments by name."""
+    graph = model.Subgraphs(signature.SubgraphIndex())
+    shapes = {}
+    for i in range(_count("arguments", signature.InputsLength(), 256)):
+        argument = signature.Inputs(i)
+        if not 0 <= argument.TensorIndex() < graph.TensorsLength():
+            raise UnexpectedFile(f"an argument is one of {graph.TensorsLength()} tensors, got {argument.TensorIndex()}")
+        tensor = graph.Tensors(argument.TensorIndex())
+        rank = _count("dimensions", tensor.ShapeLength(), 8)
+        shapes[argument.Name().decode()] = tuple(tensor.Shape(axis) for axis in range(rank))
+    return shapes
+
+
+def _check_shapes(name: str, spec: SignatureSpec, inputs: dict[str, tuple[int, ...]]) -> None:
+    stated = {
+        "targets": (spec.batch, spec.length),
+        "tokens": (spec.length,) if signature_family(name) == "suggest_context" else (spec.batch, spec.length),
+        "example_weights": (spec.batch,),
+    }
+    for argument, shape in stated.items():
+        if inputs.get(argument, shape) != shape:
+            raise UnexpectedFile(f"{name} takes {argument} {shape} by the manifest, got {inputs[argument]}")
+    rows = inputs.get("candidate_rows", (spec.candidates,))
+    if rows[:1] != (spec.candidates,):
+        raise UnexpectedFile(f"{name} takes {spec.candidates} candidates by the manifest, got {rows}")
 
 
 def _buffers(model: Any, data: bytes) -> dict[int, tuple[int, int]]:
@@ -122,6 +153,17 @@ def _read_tensor(
         if not 0 <= start <= len(data) - 4:
             raise UnexpectedFile(f"a scale lies inside the file of {len(data)} bytes, got {start}")
         scales.add(start)
+
+
+def _check_operators(data: bytes, manifest: Manifest) -> None:
+    if manifest.family == TEXT_FAMILY:
+        check_rules(data)
+        return
+    # A frozen layer of somebody's own model is a FULLY_CONNECTED in its train signature, too.
+    for signature, counts in operators(data).items():
+        custom = [op for op in counts if op.startswith(("CUSTOM", "DELEGATE"))]
+        if custom:
+            raise UnexpectedFile(f"a signature uses built-in ops only, got {signature}: {custom}")
 
 
 def _check_operator(operator: Any, tensors: int, codes: int) -> None:

@@ -18,14 +18,15 @@ from model_export.conformance import Finding, Trial
 from model_export.failures import command_errors
 from model_export.file_structure import check_structure
 from model_export.flatbuffer import UnexpectedFile, operators
+from model_export.golden_vectors import SIGNATURE as CONTEXT_SIGNATURE
 from model_export.golden_vectors import golden_trials
-from model_export.network import size_of
+from model_export.network import size_of, train_inputs
 from model_export.quiet import quiet
 from model_export.version_files import check_hashes, is_offline_bundle, key_beside, read_limited, read_version
 from wire_contract import envelope
 from wire_contract.errors import Untrusted
 from wire_contract.layout import Layout
-from wire_contract.manifest import ARRAY_FAMILY
+from wire_contract.manifest import ARRAY_FAMILY, Manifest
 from wire_contract.offline_bundle import MAX_BUNDLE_BYTES
 from wire_contract.patch import read_tensors
 from wire_contract.trust_roles import MAX_ROOT_BYTES
@@ -174,22 +175,31 @@ def _trials(bundle: Bundle, seed: int) -> list[Trial]:
         from model_export.array_trials import array_trials
 
         return array_trials(bundle)
-    shapes = {tensor.name: tensor.shape for tensor in bundle.manifest.tensors}
-    try:
-        expected = size_of({n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}).tensor_shapes
-    except (KeyError, IndexError, ValueError) as e:
-        raise CommandError(
-            f"a model of the family next-word has the tensors of its network, got {shapes}: {e}",
-            exit_code=ExitCode.REFUSED,
-            code="RULES",
-        ) from e
-    if shapes != expected:
-        raise CommandError(
-            f"a model of the family next-word has no other tensors than {list(expected)}, got {list(shapes)}",
-            exit_code=ExitCode.REFUSED,
-            code="RULES",
-        )
+    _check_network(bundle.manifest)
     return [*conformance.make_trials(bundle, seed), *golden_trials(bundle.manifest)]
+
+
+def _check_network(manifest: Manifest) -> None:
+    """Refuse a manifest of the family next-word that is not of this exporter's network: nothing here could judge it."""
+    shapes = {tensor.name: tensor.shape for tensor in manifest.tensors}
+    try:
+        size = size_of({name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()})
+    except (KeyError, IndexError, ValueError) as e:
+        raise _refused(f"a model of the family next-word has the tensors of its network, got {shapes}: {e}") from e
+    if shapes != size.tensor_shapes:
+        raise _refused(
+            f"a model of the family next-word has the tensors {list(size.tensor_shapes)}, got {list(shapes)}"
+        )
+    if manifest.train_inputs != train_inputs(size):
+        raise _refused(f"the train inputs are the network's, got {[spec.name for spec in manifest.train_inputs]}")
+    asked = manifest.signatures.get(CONTEXT_SIGNATURE)
+    length = asked.length if asked else 0
+    if any(not 1 <= len(vector.context) <= length for vector in manifest.golden_vectors):
+        raise _refused(f"a golden vector's context has 1 to {length} tokens")
+
+
+def _refused(message: str) -> CommandError:
+    return CommandError(message, exit_code=ExitCode.REFUSED, code="RULES")
 
 
 def _device_findings(bundle: Bundle, python: Path, trials: Sequence[Trial]) -> list[tuple[str, Finding]]:

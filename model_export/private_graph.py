@@ -9,9 +9,9 @@ of the batch has the loss
 
     weights - learning_rate / batch * sum_b g_b * min(1, C / |g_b|)
 
-with C = `example_clip`. So one row more or less moves the sum by at most C, and the divisor is the batch's fixed number
-of rows, however many carry weight; a row without any weight has g_b = 0 and adds nothing. Noise is the host's: the
-graph adds none. `loss` is the weighted mean, as `train` reports it.
+with C = `example_clip`. So one row more or less moves the sum by at most C (1.00001 C by float32's rounding), and the
+divisor is the batch's fixed number of rows, however many carry weight; a row without any weight has g_b = 0 and adds
+nothing. Noise is the host's: the graph adds none. `loss` is the weighted mean, as `train` reports it.
 
 The norms come without forming any g_b (Goodfellow 2015, arXiv 1510.01799; for sequences and tied embeddings Li et al.
 2022, arXiv 2110.05679, "ghost clipping"): the gradient of a matrix is sum_t delta_t a_t^T, so its squared norm is

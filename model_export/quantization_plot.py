@@ -45,13 +45,13 @@ def _errors(axes: Any, reports: list[TensorReport]) -> None:
     by_row = [(r.size_bytes, r.row_scales_error) for r in rounded if r.row_scales_error is not None]
     axes.scatter([x for x, _ in by_row], [y for _, y in by_row], color=_BY_ROW, marker="s", label="with a scale a row")
     for r in rounded:
-        axes.annotate(r.name, (r.size_bytes, r.error), xytext=(5, 5), textcoords="offset points")
-    axes.margins(x=0.25)
+        axes.annotate(r.name, (r.size_bytes, r.error), xytext=(0, 7), textcoords="offset points", ha="center")
+    axes.margins(x=0.35)
     axes.set_xlabel("bytes in the file")
     axes.set_ylabel("relative error of the weights")
     if rounded:
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(r.error for r in rounded))
         axes.legend(frameon=False)
     else:
         axes.text(0.5, 0.5, "no tensor is rounded", transform=axes.transAxes, ha="center")
@@ -62,5 +62,5 @@ def _recalls(axes: Any, scores: Mapping[str, FormScore]) -> None:
     values = [scores[name].top3 for name in names]
     bars = axes.barh([name.replace(", ", ",\n") for name in names], values, color=_STORED)
     axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
-    axes.margins(x=0.2)
+    axes.set_xlim(0, 1.25 * max(values) or 1.0)
     axes.set_xlabel("top-3 recall on held-out text, %")

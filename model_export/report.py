@@ -63,7 +63,7 @@ def report(arguments: argparse.Namespace) -> Result:
         )
     scores = {FLOAT: judged, **scores}
     if draw is not None:
-        draw(reports, {name: scores[name] for name in (FLOAT, FILE, ROW_SCALES, FOUR_BITS)})
+        draw(reports, {name: score for name, score in scores.items() if name != ROUNDED})
     return _result(arguments, bundle, asked, reports, parts, scores, sizes, accepted)
 
 

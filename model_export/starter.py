@@ -16,6 +16,7 @@ from wire_contract.layout import Tensors
 from wire_contract.vocabulary import MAX_FILE_BYTES, SPECIALS, Vocabulary
 
 STARTER_FOLDER = Path(__file__).parent / "starter"
+VOCABULARY_FILE = "vocabulary.txt"
 SHIPPED, UNTRAINED = "starter", "untrained"
 DEFAULT_PRESET = "small"
 
@@ -41,10 +42,11 @@ def load_start(preset: str, checkpoint: str, vocabulary: Path | None) -> Start:
 def load_sized_start(size: NetworkSize, checkpoint: str, vocabulary: Path | None) -> Start:
     """Return the start of this size.
 
-    A vocabulary longer than the size's is cut: its words stand in order of frequency. Raises `NoStarter`,
+    Without a vocabulary the one beside the checkpoint's file is taken, else the shipped one. One longer than the size's
+    is cut: its words stand in order of frequency. Raises `NoStarter`,
     `checkpoint.BadCheckpoint`, the contract's `Malformed`, or `OSError`.
     """
-    words = load_vocabulary(vocabulary or STARTER_FOLDER / "vocabulary.txt", size.words)
+    words = load_vocabulary(vocabulary or _vocabulary_of(checkpoint), size.words)
     if checkpoint == UNTRAINED:
         return Start(size, initial_tensors(size, np.random.Generator(np.random.PCG64(1))), words)
     path = STARTER_FOLDER / f"{preset_of(size)}.npz" if checkpoint == SHIPPED else Path(checkpoint)
@@ -52,6 +54,13 @@ def load_sized_start(size: NetworkSize, checkpoint: str, vocabulary: Path | None
         shipped = ", ".join(sorted(p.stem for p in STARTER_FOLDER.glob("*.npz"))) or "none"
         raise NoStarter(f"starting weights are shipped for: {shipped}; there are none for {preset_of(size)}")
     return Start(size, load_checkpoint(path, size), words)
+
+
+def _vocabulary_of(checkpoint: str) -> Path:
+    """Return the vocabulary that `pretrain` and `import` write beside a checkpoint: its rows are those words."""
+    beside = Path(checkpoint).parent / VOCABULARY_FILE
+    is_file = checkpoint not in (SHIPPED, UNTRAINED)
+    return beside if is_file and beside.is_file() else STARTER_FOLDER / VOCABULARY_FILE
 
 
 def preset_of(size: NetworkSize) -> str:

@@ -56,6 +56,8 @@ def add_trust_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     add = add_command(group, "add-template", "let the role `targets` name a bundle's template", _add_template)
     _folder(add)
     add.add_argument("--bundle", required=True, metavar="BUNDLE", help="a bundle's folder")
+    add.add_argument("--replace", action="store_true", help="where the template is named already, as another export "
+                     "signed it")  # fmt: skip
     _manifest_key(add)
     _valid(add)
 
@@ -190,8 +192,14 @@ def _add_template(arguments: argparse.Namespace) -> Result:
         ceremony = _ceremony(arguments)
         bundle = _bundle(arguments)
         data, path = ceremony.check_complete("targets"), template_target(bundle.manifest.template_sha256)
+        named = meta.names_target(data, "targets", path, bundle.signed_manifest)
+        if not named and path in meta.targets_of(data, "targets") and not arguments.replace:
+            raise _refused(
+                f"the role targets names {path} already, as another export signed it: populations founded from that"
+                " one would lose their protection", "say --replace if none is"
+            )  # fmt: skip
         ceremony.put_target(path, bundle.signed_manifest)
-        if not meta.names_target(data, "targets", path, bundle.signed_manifest):
+        if not named:
             custom = {"version": bundle.manifest.version, "sha256": bundle.manifest.sha256}
             changed = meta.with_target(
                 data, "targets", path, bundle.signed_manifest, custom, _now(), _valid_s(arguments)

@@ -110,7 +110,7 @@ def versions(folder: Path, role: str) -> list[int]:
     """Return the versions of a role's metadata in a folder, rising. Raises `BadMetadata` for more than 4,096."""
     if not folder.is_dir():
         return []
-    found = [match for name in os.listdir(folder) if (match := _METADATA_FILE.fullmatch(name)) and match[2] == role]
+    found = [m for path in folder.iterdir() if (m := _METADATA_FILE.fullmatch(path.name)) and m[2] == role]
     if len(found) > MAX_VERSIONS:
         raise BadMetadata(f"{folder} holds at most {MAX_VERSIONS} versions of a role, got {len(found)}")
     return sorted(int(match[1]) for match in found)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
+from cli_contract.plain_text import plain
 from cli_contract.result import Result, table
 from model_export.bundle import Bundle
 from model_export.failures import command_errors
@@ -179,11 +180,9 @@ def _text(data: Mapping[str, Any]) -> str:
     rows = [_tensor_row(t) for t in data["tensors"]]
     if rows:
         blocks += ["", table(rows, ("tensor", "kind", "change", "cosine", "largest", "codes changed", "scale"))]
-    blocks += [f"tensors {kind}: {', '.join(data[f'tensors_{kind}'])}" for kind in ("added", "removed", "reshaped")
-               if data[f"tensors_{kind}"]]  # fmt: skip
-    signatures = data["signatures"]
-    blocks += [f"signatures {kind}: {', '.join(signatures[kind])}" for kind in ("added", "removed", "changed")
-               if signatures[kind]]  # fmt: skip
+    named = {f"tensors {kind}": data[f"tensors_{kind}"] for kind in ("added", "removed", "reshaped")}
+    named |= {f"signatures {kind}": list(names) for kind, names in data["signatures"].items()}
+    blocks += [f"{kind}: {plain(', '.join(names))}" for kind, names in named.items() if names]
     ops = [(name, ", ".join(f"{op} {count:+d}" for op, count in counts.items()))
            for name, counts in data["operators"].items()]  # fmt: skip
     if ops:

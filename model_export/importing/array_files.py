@@ -150,7 +150,7 @@ def _hdf5(source: Any, name: str) -> Arrays:
     aliases: dict[str, list[str]] = {}
     try:
         with h5py.File(source, "r") as file:
-            _walk(h5py, file, "", arrays, aliases, name)
+            _walk(h5py, file, "", arrays, aliases, name, set())
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as e:
         raise BadImport(f"{name}: is no HDF5 file of weights: {e}") from e
     for alias, paths in aliases.items():
@@ -159,15 +159,20 @@ def _hdf5(source: Any, name: str) -> Arrays:
     return arrays
 
 
-def _walk(h5py: Any, group: Any, prefix: str, arrays: Arrays, aliases: dict[str, list[str]], name: str) -> None:
-    if prefix.count("/") > 32:
-        raise BadImport(f"{name}: groups lie at most 32 deep")
+def _walk(
+    h5py: Any, group: Any, prefix: str, arrays: Arrays, aliases: dict[str, list[str]], name: str, seen: set[int]
+) -> None:
+    # Hard links can make a group its own child.
+    address = int(h5py.h5o.get_info(group.id).addr)
+    if address in seen or prefix.count("/") > 32 or len(seen) > MAX_ARRAYS:
+        raise BadImport(f"{name}: groups are a tree of at most {MAX_ARRAYS}, 32 deep, got {prefix[-60:]}")
+    seen.add(address)
     for key in group:
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise BadImport(f"{name}: an HDF5 file stands alone, got a link at {prefix + key}")
         item = group[key]
         if isinstance(item, h5py.Group):
-            _walk(h5py, item, f"{prefix}{key}/", arrays, aliases, name)
+            _walk(h5py, item, f"{prefix}{key}/", arrays, aliases, name, seen)
             continue
         if item.external or item.is_virtual:
             raise BadImport(f"{name}: an HDF5 file stands alone, got outside values at {prefix + key}")

@@ -23,6 +23,8 @@ from wire_contract.manifest import MAX_PARAMETERS
 
 MAX_PICKLE_BYTES: Final = 8 * 1024 * 1024
 _MAX_DEPTH: Final = 8
+# A dictionary may stand in another many times over: what is looked at is counted, not what is written.
+_MAX_VISITS: Final = 16 * MAX_ARRAYS
 _DICT, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 _STORAGES: Final = {
     "torch FloatStorage": "<f4",
@@ -200,8 +202,13 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _tensors(root: Any) -> dict[str, _Tensor]:
     found: dict[str, _Tensor] = {}
+    visits = 0
 
     def walk(value: Any, prefix: str, depth: int) -> None:
+        nonlocal visits
+        visits += 1
+        if visits > _MAX_VISITS:
+            raise BadImport(f"a state dict holds at most {_MAX_VISITS} values, dictionaries within it counted")
         if isinstance(value, _Tensor):
             found[prefix] = value
         elif isinstance(value, dict) and depth <= _MAX_DEPTH:

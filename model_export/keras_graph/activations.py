@@ -84,11 +84,14 @@ def _normal_cdf(x: Any) -> Any:
     return tf.where(x > 0, 1.0 - tail, tail)
 
 
+def _normal_density(x: Any) -> Any:
+    return _SQRT_HALF_OVER_PI * tf.exp(-0.5 * x * x)
+
+
 def gelu(approximate: bool = False) -> Unary:
     """Return x * Phi(x); exact up to 1.5e-7 * x, or by tanh as Keras approximates it."""
     if not approximate:
-        density = lambda x: _SQRT_HALF_OVER_PI * tf.exp(-0.5 * x * x)  # noqa: E731 - a formula's name
-        return sloped(lambda x: x * _normal_cdf(x), lambda x, _: _normal_cdf(x) + x * density(x))
+        return sloped(lambda x: x * _normal_cdf(x), lambda x, _: _normal_cdf(x) + x * _normal_density(x))
 
     def inner(x: Any) -> Any:
         return tf.tanh(_TANH_GELU * (x + 0.044715 * x * x * x))

@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model_export.keras_graph.examine import Examined
+from model_export.keras_graph.examine import MOVING, Examined
 from model_export.keras_graph.forward import NOTHING, differentiated, emitted, forward, mean_loss
-from model_export.keras_graph.graph import ModelGraph, Step, filled, flat, flatten
+from model_export.keras_graph.graph import ModelGraph, Step, filled, flat, flatten, functional_of, refs
 from model_export.keras_graph.refusal import Refusal, Refused
 
 FORWARD_TOLERANCE = 1e-4
@@ -75,20 +75,24 @@ def draw_examples(examined: Examined, count: int, rng: np.random.Generator) -> d
 
 
 def _ids(examined: Examined, number: int) -> int:
-    """Return how many ids an input may name: what the smallest Embedding behind it has (2 where there is none)."""
-    reached, rows = {number}, []
+    """Return how many ids an input may name: what the smallest Embedding that reads it has, 2 if computed on."""
+    as_it_is, computed, rows = {number}, set[int](), [2**31 - 1]
     for step in examined.graph.steps:
-        read = {leaf.number for leaf in flat((step.args, dict(step.kwargs))) if hasattr(leaf, "number")}
-        if read & reached:
-            reached |= set(step.outputs) if step.kind != "Embedding" else set()
-            rows += [int(step.operation.input_dim)] if step.kind == "Embedding" else []
-    return min(rows, default=2)
+        read = set(refs((step.args, dict(step.kwargs))))
+        if step.kind == "Embedding":
+            rows += [int(step.operation.input_dim)] if read & as_it_is else [2] if read & computed else []
+        elif read & as_it_is and step.kind in MOVING | {"ops.GetItem"}:
+            as_it_is |= set(step.outputs)
+        elif read & (as_it_is | computed):
+            computed |= set(step.outputs)
+    return min(rows) if len(rows) > 1 else 2
 
 
-def as_called(examined: Examined, arrays: Arrays) -> Any:
-    """Return the inputs as the Keras model is called with them: one array, or a list of several."""
+def as_called(model: Any, examined: Examined, arrays: Arrays) -> Any:
+    """Return the inputs as the Keras model is called with them: one array, or several by Keras's own structure."""
     given = [arrays[spec.name] for spec in examined.inputs]
-    return given[0] if len(given) == 1 else given
+    functional: Any = functional_of(model)
+    return keras.tree.pack_sequence_as(functional._inputs_struct, given)
 
 
 def judge(model: Any, examined: Examined, rng: np.random.Generator) -> Agreement | Refused:
@@ -128,9 +132,9 @@ class _Steps:
         ours = {given.number: _double(arrays[spec.name]) for given, spec in self._inputs()}
         theirs = dict(ours)
         for step, original in zip(self.examined.graph.steps, self.twin.steps, strict=True):
-            expected = flat(_called(original, filled(original.args, theirs), filled(dict(original.kwargs), theirs)))
-            theirs.update(zip(original.outputs, expected, strict=True))
             try:
+                expected = flat(_called(original, filled(original.args, theirs), filled(dict(original.kwargs), theirs)))
+                theirs.update(zip(original.outputs, expected, strict=True))
                 made = flat(self._emitted(step, ours, live))
                 ours.update(zip(step.outputs, made, strict=True))
                 error = max(_error(a, b) for a, b in zip(self._shown(step, made), expected, strict=True))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -105,7 +104,7 @@ def _int8_error(model: Any, examined: Examined, template: ArrayTemplate) -> floa
 
 
 def _keras_outputs(model: Any, examined: Examined, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    outputs = model(as_called(examined, arrays), training=False)
+    outputs = model(as_called(model, examined, arrays), training=False)
     if examined.bare < 0 and examined.loss.last_activation:
         outputs = examined.loss.prediction(outputs)
-    return np.asarray(keras.ops.convert_to_numpy(outputs), np.float64)
+    return np.asarray(outputs.numpy(), np.float64)

@@ -17,7 +17,7 @@ from model_export.keras_graph.graph import GraphInput, ModelGraph, Step, flatten
 from model_export.keras_graph.losses import LOSSES, Loss
 from model_export.keras_graph.refusal import Refusal, Refused
 from model_export.keras_graph.table import Use, rules
-from wire_contract.manifest import MAX_EXAMPLE_VALUES, ArraySpec
+from wire_contract.manifest import MAX_EXAMPLE_VALUES, MAX_MODEL_BYTES, ArraySpec
 
 ALIASES = {"mse": "mean_squared_error"}
 TRANSPARENT = frozenset(
@@ -26,7 +26,7 @@ TRANSPARENT = frozenset(
         "GaussianNoise", "ActivityRegularization",
     }
 )  # fmt: skip
-_MOVING = frozenset({"Reshape", "Flatten", "Permute", "RepeatVector", "ops.Reshape", "ops.Squeeze", "ops.ExpandDims"})
+MOVING = frozenset({"Reshape", "Flatten", "Permute", "RepeatVector", "ops.Reshape", "ops.Squeeze", "ops.ExpandDims"})
 _UNNAMED = re.compile(r"(input_layer|keras_tensor)(_\d+)?")
 _RESERVED = frozenset({"example_weights", "learning_rate", "loss", "hits", "count", "outputs"})
 _CHANGES = {
@@ -145,12 +145,16 @@ def examine(model: Any, loss: str, frozen: Collection[str] = (), train_head: int
                 model.name, type(model).__name__, "has no weight to learn", "leave a layer trainable, or freeze fewer"
             )
         )
+    size = sum(_count(weight.shape) for weight in (*trainable, *fixed))
+    if size > MAX_MODEL_BYTES:
+        reason = f"has {size} values of a byte or more, and a device takes {MAX_MODEL_BYTES} bytes"
+        refusals.append(Refusal(model.name, type(model).__name__, reason, "make its layers narrower"))
     if refusals or chosen is None:
         return Refused(tuple(dict.fromkeys(refusals)))
     taken = {spec.name for spec in inputs} | {weight.name for weight in trainable}
     target = ArraySpec(
         name=_free_name("target", taken), shape=_target_shape(graph, chosen), dtype=chosen.target_dtype, role="target"
-    )  # type: ignore[arg-type]
+    )
     rows, notes = _rows(graph, {weight.key for weight in trainable})
     return Examined(graph, chosen, inputs, target, trainable, fixed, bare, rows, notes)
 
@@ -209,15 +213,8 @@ def _layer_complaints(layer: Any) -> Iterator[tuple[str, str]]:
 def _float_ids(step: Step, graph: ModelGraph) -> bool:
     """Whether an Embedding reads what is neither an input of the model nor of whole numbers."""
     inputs = {given.number for given in graph.inputs}
-    return any(number not in inputs and not _whole(number, graph) for number in refs((step.args, dict(step.kwargs))))
-
-
-def _whole(number: int, graph: ModelGraph) -> bool:
-    for given in graph.inputs:
-        if given.number == number:
-            return given.dtype.startswith("int")
-    maker = _maker(number, graph)
-    return maker is not None and (maker.kind in _MOVING | {"ops.GetItem"}) and _whole(next(refs(maker.args)), graph)
+    read = refs((step.args, dict(step.kwargs)))
+    return any(number not in inputs and not graph.dtypes[number].startswith("int") for number in read)
 
 
 def _maker(number: int, graph: ModelGraph) -> Step | None:
@@ -284,8 +281,8 @@ def _last(graph: ModelGraph, loss: Loss) -> tuple[int, list[Refusal]]:
     refusals: list[Refusal] = []
     number, moved = graph.output, False
     step = _maker(number, graph)
-    while step is not None and (step.kind in TRANSPARENT | _MOVING):
-        moved |= step.kind in _MOVING
+    while step is not None and (step.kind in TRANSPARENT | MOVING):
+        moved |= step.kind in MOVING
         number = next(refs((step.args, dict(step.kwargs))))
         step = _maker(number, graph)
     if step is None:

@@ -13,7 +13,7 @@ WeightOf = Callable[[Any], Any]
 
 
 def differentiated(examined: Examined) -> frozenset[int]:
-    """Return the steps (by id) that a training step's gradient goes through: a weight that learns, and all behind it."""
+    """Return the steps (by id) that a training step's gradient goes through: what learns, and all behind it."""
     numbers = {weight.key[0] for weight in examined.trainable}
     layers = {id(examined.graph.steps[number].operation) for number in numbers}
     moving: set[int] = set()

@@ -58,6 +58,7 @@ class ModelGraph:
     output: int
     output_shape: tuple[int | None, ...]
     shapes: Mapping[int, tuple[int | None, ...]]
+    dtypes: Mapping[int, str]
 
     def run(
         self, values: Mapping[str, Any], call: Callable[[Step, tuple[Any, ...], dict[str, Any]], Any]
@@ -115,11 +116,12 @@ class _Flattening:
     steps: list[Step] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     shapes: dict[int, tuple[int | None, ...]] = field(default_factory=dict)
+    dtypes: dict[int, str] = field(default_factory=dict)
 
-    def number(self, shape: Any) -> int:
-        """Return a fresh number for a value of this shape, the batch's axis first."""
+    def number(self, tensor: Any) -> int:
+        """Return a fresh number for a value like this KerasTensor."""
         made = len(self.shapes)
-        self.shapes[made] = tuple(shape)
+        self.shapes[made], self.dtypes[made] = tuple(tensor.shape), str(tensor.dtype)
         return made
 
     def open(self, functional: Any, numbers: dict[int, int], prefix: str) -> list[int]:
@@ -147,7 +149,7 @@ class _Flattening:
             return self.open(inner, dict(zip(tensors, given, strict=True)), f"{name}/")
         if hasattr(operation, "layers") and hasattr(operation, "train_step"):
             self.refusals.append(subclassed(name, operation))
-        outputs = tuple(self.number(tensor.shape) for tensor in node.outputs)
+        outputs = tuple(self.number(tensor) for tensor in node.outputs)
         self.steps.append(Step(name, operation, args, kwargs, outputs))
         return list(outputs)
 
@@ -176,7 +178,7 @@ def flatten(model: Any) -> ModelGraph | Refused:
             tensor._keras_history.operation.name,
             tuple(tensor.shape[1:]),
             str(tensor.dtype),
-            flattening.number(tensor.shape),
+            flattening.number(tensor),
         )
         for tensor in functional.inputs
     )
@@ -189,4 +191,4 @@ def flatten(model: Any) -> ModelGraph | Refused:
     if refusals:
         return Refused(tuple(refusals))
     shape = tuple(functional.outputs[0].shape[1:])
-    return ModelGraph(inputs, tuple(flattening.steps), outputs[0], shape, flattening.shapes)
+    return ModelGraph(inputs, tuple(flattening.steps), outputs[0], shape, flattening.shapes, flattening.dtypes)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from model_export.keras_graph import activations
@@ -50,15 +51,19 @@ def _kind(call: Call) -> str:
     return f"ops.{type(call.layer).__name__}"
 
 
-def _tensor(value: Any, like: Any) -> Any:
-    return value if tf.is_tensor(value) else tf.constant(value, like.dtype)
+def _alike(call: Call, a: Any, b: Any) -> tuple[Any, Any]:
+    """Return both operands as tensors of one dtype: whole numbers beside a fraction become floats, as in Keras."""
+    kinds = [np.asarray(value).dtype.kind if not tf.is_tensor(value) else value.dtype.as_numpy_dtype().dtype.kind
+             for value in (a, b)]  # fmt: skip
+    whole = set(kinds) <= {"i", "u", "b"} and "Divide" not in _kind(call)
+    dtype = tf.int32 if whole else call.dtype
+    return tuple(tf.cast(v, dtype) if tf.is_tensor(v) else tf.constant(v, dtype) for v in (a, b))
 
 
 @rule(" ".join(ARITHMETIC), "elementwise")
 def arithmetic(call: Call) -> Any:
     a, b = call.argument(0, "x1"), call.argument(1, "x2")
-    like = a if tf.is_tensor(a) else b
-    return ARITHMETIC[_kind(call)](_tensor(a, like), _tensor(b, like))
+    return ARITHMETIC[_kind(call)](*_alike(call, a, b))
 
 
 @rule(" ".join(FUNCTIONS), "elementwise")

@@ -6,6 +6,7 @@ convolution the putting back; slices, zero padding and additions are all they ne
 file. Images are [batch, height, width, channels]; a sequence is an image of height 1.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,59 +58,67 @@ def window(image: Pair, size: Pair, strides: Pair, padding: str, dilation: Pair 
     return Window(size, strides, dilation, (pads[0], pads[1]), image, (places[0], places[1]))
 
 
-def _around(padding: tuple[Pair, Pair]) -> list[Pair]:
-    return [(0, 0), *padding, (0, 0)]
+def _view(at: Window, channels: int) -> list[int]:
+    """Return how the padded image is looked at, without the batch: rows of `strides[0]` image rows, their columns, and
+    a column's values, the last two as one where columns lie side by side.
+
+    A piece is one block of this view, so that one SLICE takes it and one PAD puts it back, in runs that are as long as
+    they can be. The view is as high and wide as the last piece reaches.
+    """
+    (rows, columns), (down, right) = at.places, at.strides
+    last_row, last_column = at.offsets[-1]
+    height = max(-(-at.padded[0] // down), last_row // down + rows)
+    width = max(-(-at.padded[1] // right), last_column // right + columns)
+    return [height, down * width * channels] if right == 1 else [height, down * width, right * channels]
 
 
-def _padded(x: Any, padding: Sequence[Pair], value: float = 0.0) -> Any:
-    if not any(map(any, padding)):
-        return x
-    return tf.pad(x, padding, constant_values=tf.constant(value, x.dtype))
+def _block(at: Window, offset: Pair, channels: int) -> tuple[list[int], list[int]]:
+    """Return where a piece's block begins in the view and how large it is."""
+    (top, left), (rows, columns), (down, right) = offset, at.places, at.strides
+    begin = top % down * (_view(at, channels)[1] // down)
+    if right == 1:
+        return [top // down, begin + left * channels], [rows, columns * channels]
+    return [top // down, begin + left // right, left % right * channels], [rows, columns, channels]
+
+
+def _height_and_width(at: Window, channels: int) -> Pair:
+    """Return the view's height and width in image rows and columns."""
+    view = _view(at, channels)
+    return view[0] * at.strides[0], math.prod(view[1:]) // (at.strides[0] * channels)
+
+
+def _seen(x: Any, at: Window, fill: float) -> Any:
+    """Return the image, padded, as its view."""
+    batch, _, _, channels = x.shape
+    (top, _), (left, _) = at.padding
+    high, wide = _height_and_width(at, channels)
+    margins = [(0, 0), (top, high - at.image[0] - top), (left, wide - at.image[1] - left), (0, 0)]
+    padded = tf.pad(x, margins, constant_values=tf.constant(fill, x.dtype)) if any(map(any, margins)) else x
+    return tf.reshape(padded, [batch, *_view(at, channels)])
 
 
 def _taken(x: Any, at: Window, fill: float) -> list[Any]:
-    padded = _padded(x, _around(at.padding), fill)
     batch, _, _, channels = x.shape
+    seen = _seen(x, at, fill)
     pieces = []
-    for top, left in at.offsets:
-        stop = [
-            batch,
-            top + (at.places[0] - 1) * at.strides[0] + 1,
-            left + (at.places[1] - 1) * at.strides[1] + 1,
-            channels,
-        ]
-        pieces.append(tf.strided_slice(padded, [0, top, left, 0], stop, [1, *at.strides, 1]))
+    for offset in at.offsets:
+        begin, size = _block(at, offset, channels)
+        pieces.append(tf.reshape(tf.slice(seen, [0, *begin], [batch, *size]), [batch, *at.places, channels]))
     return pieces
 
 
-def _spread(piece: Any, at: Window) -> Any:
-    """Return a piece with strides - 1 zeros between its values."""
-    batch, rows, columns, channels = piece.shape
-    if at.strides[1] > 1:
-        piece = tf.pad(
-            tf.reshape(piece, [batch * rows, columns, 1, channels]), _around(((0, 0), (0, at.strides[1] - 1)))
-        )
-        columns *= at.strides[1]
-    if at.strides[0] > 1:
-        piece = tf.pad(
-            tf.reshape(piece, [batch, rows, 1, columns * channels]), _around(((0, 0), (0, at.strides[0] - 1)))
-        )
-        rows *= at.strides[0]
-    piece = tf.reshape(piece, [batch, rows, columns, channels])
-    return piece[:, : rows - at.strides[0] + 1, : columns - at.strides[1] + 1]
-
-
 def _put(pieces: Sequence[Any], at: Window) -> Any:
+    batch, _, _, channels = pieces[0].shape
+    view = _view(at, channels)
     total: Any = None
-    for piece, (top, left) in zip(pieces, at.offsets, strict=True):
-        spread = _spread(piece, at)
-        height, width = spread.shape[1:3]
-        placed = _padded(
-            spread, _around(((top, at.padded[0] - top - height), (left, at.padded[1] - left - width)))
-        )  # fmt: skip
+    for piece, offset in zip(pieces, at.offsets, strict=True):
+        begin, size = _block(at, offset, channels)
+        margins = [(0, 0), *((b, n - b - s) for b, s, n in zip(begin, size, view, strict=True))]
+        placed = tf.pad(tf.reshape(piece, [batch, *size]), margins)
         total = placed if total is None else total + placed
     (top, _), (left, _) = at.padding
-    return total[:, top : top + at.image[0], left : left + at.image[1]]
+    whole = tf.reshape(total, [batch, *_height_and_width(at, channels), channels])
+    return tf.slice(whole, [0, top, left, 0], [batch, *at.image, channels])
 
 
 def take(x: Any, at: Window, fill: float = 0.0) -> list[Any]:

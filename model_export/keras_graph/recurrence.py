@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from model_export.keras_graph.activations import activation_of
-from model_export.keras_graph.dense import product
+from model_export.keras_graph.dense import product, row_product
 from model_export.keras_graph.table import Call, Complaint, Use, rule
 
 LONGEST = 128
@@ -40,7 +40,7 @@ def lstm_cell(layer: Any, weight: WeightOf) -> Cell:
 
     def step(x: Any, states: States) -> States:
         h, c = states
-        i, f, g, o = tf.split(x + tf.matmul(h, recurrent), 4, axis=1)
+        i, f, g, o = tf.split(x + row_product(h, recurrent), 4, axis=1)
         fresh = gate(f) * c + gate(i) * act(g)
         return [gate(o) * act(fresh), fresh]
 
@@ -59,14 +59,14 @@ def gru_cell(layer: Any, weight: WeightOf) -> Cell:
         (h,) = states
         x_z, x_r, x_h = tf.split(x, 3, axis=1)
         if cell.reset_after:
-            made = tf.matmul(h, kernel)
+            made = row_product(h, kernel)
             r_z, r_r, r_h = tf.split(made if bias is None else made + bias, 3, axis=1)
             z, r = gate(x_z + r_z), gate(x_r + r_r)
             fresh = act(x_h + r * r_h)
         else:
-            r_z, r_r = tf.split(tf.matmul(h, gates), 2, axis=1)
+            r_z, r_r = tf.split(row_product(h, gates), 2, axis=1)
             z, r = gate(x_z + r_z), gate(x_r + r_r)
-            fresh = act(x_h + tf.matmul(r * h, candidate))
+            fresh = act(x_h + row_product(r * h, candidate))
         return [z * h + (1.0 - z) * fresh]
 
     return step
@@ -75,7 +75,7 @@ def gru_cell(layer: Any, weight: WeightOf) -> Cell:
 def simple_cell(layer: Any, weight: WeightOf) -> Cell:
     """Return one step of Keras's SimpleRNN."""
     recurrent, act = weight(layer.cell.recurrent_kernel), activation_of(layer)
-    return lambda x, states: [act(x + tf.matmul(states[0], recurrent))]
+    return lambda x, states: [act(x + row_product(states[0], recurrent))]
 
 
 CELLS: dict[str, tuple[Callable[[Any, WeightOf], Cell], int]] = {

@@ -99,9 +99,9 @@ def test_what_is_settled_stays_as_it_is_until_it_is_due(holders, keys):
     assert versions(settle(shelf, keys.online, NOW + 10 * DAY)) == (2, 2, 2)
 
 
-def test_a_year_of_days_never_leaves_a_role_with_less_than_its_reserve(holders, keys):
+def test_a_hundred_days_never_leave_a_role_with_less_than_its_reserve(holders, keys):
     shelf = settled(holders, keys)
-    for day in range(1, 360):
+    for day in range(1, 101):
         before, shelf = shelf, settle(shelf, keys.online, NOW + day * DAY)
         ends = {r: Metadata.from_bytes(shelf.of(r)).signed.expires.timestamp() for r in roles.ONLINE_ROLES}
         left = {role: end - NOW - day * DAY for role, end in ends.items()}

@@ -20,7 +20,7 @@ from cloud_aggregator.population import found
 from cloud_aggregator.web.server import start_http
 from model_export import trust_metadata as meta
 from tests.cloud_aggregator.fleet import NOW, POPULATION, Aggregator, Phone, make_bundle, phones, run_step, settings
-from tests.cloud_aggregator.holders import bring, online_keys, protect, shelf
+from tests.cloud_aggregator.holders import Holders, bring, online_keys, protect, shelf
 from wire_contract import trust_roles as roles
 from wire_contract.messages import MAX_MESSAGE_BYTES, ModelAnnouncement, decode_message
 
@@ -156,15 +156,23 @@ def test_a_bundle_whose_template_nobody_signed_is_refused_with_the_command_that_
 
 
 def test_a_population_that_is_not_protected_stays_as_without_a_repository(aggregator, tmp_path):
-    holders = protect(aggregator, tmp_path / "ceremony")
+    holders = Holders(tmp_path / "ceremony", online_keys(aggregator.folder)[1])
     holders.add_template(make_bundle("elsewhere"))
     bring(aggregator, holders)
-    # Now `targets` name another exporter's words for the template: the toy population is nobody's any more.
     assert Phone(9, aggregator).enrol().root == b""
     step(aggregator)
     before = versions(aggregator)
     assert aggregator.service.release(POPULATION, NOW + 5).outcome == "released"
     assert versions(aggregator) == before and announced_trust(aggregator) == {}
+
+
+def test_what_would_leave_a_protected_population_is_not_imported(aggregator, holders):
+    before = shelf(aggregator)
+    # The same template in the words of another export: devices of the toy population have pinned the root.
+    holders.add_template(make_bundle("elsewhere"))
+    with pytest.raises(Refused, match="no longer name the template of population toy"):
+        bring(aggregator, holders)
+    assert shelf(aggregator) == before
 
 
 class ProcessEnded(BaseException):
@@ -341,9 +349,9 @@ def test_an_announcement_carries_what_fits_the_most_urgent_first(aggregator, hol
 
 
 def test_older_metadata_are_kept_for_a_while_and_every_root_for_ever(aggregator, holders):
-    for day in range(1, 40):
+    for day in range(1, 13):
         aggregator.turn(DAY + 60)
-        if day % 13 == 0:
+        if day % 4 == 0:
             holders.now = int(aggregator.clock.now())
             holders.renew("root", "targets")
             bring(aggregator, holders)
@@ -374,20 +382,20 @@ def test_a_target_is_served_under_its_hash_alone(aggregator, holders):
                 trust.target_file(records, wrong)
 
 
-def test_an_import_that_fails_keeps_nothing(aggregator, holders):
-    before = shelf(aggregator)
-    holders.rotate("root", 1)
-    path = holders.folder / "targets" / "templates"
-    for file in path.iterdir():
+def test_an_import_that_fails_keeps_nothing(tmp_path):
+    aggregator = Aggregator(tmp_path / "data")
+    holders = protect(aggregator, tmp_path / "ceremony")
+    files = holders.folder / "targets" / "templates"
+    for file in files.iterdir():
         file.write_bytes(b"changed")
     holders.renew("targets")
     # The template is held already: its file need not come again.
     bring(aggregator, holders)
     assert versions(aggregator)["targets"] == 3
-    holders.add_template(make_bundle("elsewhere"))
-    for file in path.iterdir():
-        file.write_bytes(b"changed")
     before = shelf(aggregator)
+    holders.add_template(make_bundle("elsewhere"))
+    for file in files.iterdir():
+        file.write_bytes(b"changed")
     with pytest.raises(Refused, match="wrong_target"):
         bring(aggregator, holders)
     assert shelf(aggregator) == before

@@ -86,7 +86,7 @@ def test_two_devices_with_one_seed_and_one_text_make_the_same_update(tmp_path):
 
 def test_a_device_without_text_asks_for_no_work_and_says_why(world):
     world.agent.fetch_refresh()
-    assert "no text" in world.agent.turn().reason
+    assert "nothing to learn from" in world.agent.turn().reason
     world.aggregator.work()
     assert world.aggregator.check_ins == []
 

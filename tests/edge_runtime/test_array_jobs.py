@@ -9,9 +9,10 @@ from edge_runtime.adapters.checkpoints import CHECKPOINT_FILES
 from edge_runtime.adapters.outbox import Outbox
 from edge_runtime.adapters.personal_records import MadeRecord, read
 from edge_runtime.adapters.state_store import StateStore
-from edge_runtime.array_examples import of_records
+from edge_runtime.array_examples import encode_records, of_records
 from edge_runtime.jobs import Evaluate, Evaluated, Personalize, Queued, Refused, Stopped, Train, WasForgotten
 from edge_runtime.local_training import result_of
+from tests.edge_runtime import array_model
 from tests.edge_runtime.array_model import SPECS, ArrayRunner, forward, packed_of
 from tests.edge_runtime.array_world import PLAN, ArrayWorld
 from wire_contract import codec, envelope
@@ -158,8 +159,13 @@ def test_an_evaluation_scores_what_is_held_out_and_tells_counts_in_tens(tmp_path
 
 def test_the_newest_held_out_examples_are_scored_and_too_few_say_nothing(tmp_path):
     world = HoldingOut(tmp_path)
-    world.add(150)
-    assert run(world, evaluate_job(world, minimum_words=20, most_words=40)).words == 40
+    # The oldest examples are of another world, and the model is right about none of them.
+    weights = packed_of(world.manifest, world.file)
+    for seed, shift in ((1, 1), (2, 0)):
+        arrays = array_model.draw(150, seed)
+        arrays["target"] = ((forward(arrays, weights)[1].argmax(axis=1) + shift) % 3).astype(np.int32)
+        world.agent.examples.add_arrays(encode_records(arrays, SPECS), world.clock.now())
+    assert run(world, evaluate_job(world, minimum_words=20, most_words=40)) == Evaluated(words=40, hits1=40, hits3=40)
     assert run(world, evaluate_job(world, minimum_words=1000)) == Evaluated(words=0, hits1=0, hits3=0)
     assert run(world, evaluate_job(world, minimum_words=20), times(2)) == Stopped()
 

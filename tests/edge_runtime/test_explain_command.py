@@ -26,7 +26,7 @@ def told(world):
 def test_a_device_without_text_is_told_how_to_get_some(world):
     world.agent.fetch_refresh()
     data = told(world)
-    assert data["may_train"] and "no text" in data["stops"] and "edge-runtime add" in data["would_change"]
+    assert data["may_train"] and "nothing to learn from" in data["stops"] and "edge-runtime add" in data["would_change"]
 
 
 def test_a_device_at_rest_with_text_may_start(world):

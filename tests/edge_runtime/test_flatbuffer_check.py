@@ -1,7 +1,8 @@
-"""The structure of a `.tflite`, before anything native opens it. `tests/system` flips ten thousand bits."""
+"""The structure of a `.tflite`, before anything native opens it."""
 
 import hashlib
 import importlib.util
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,22 @@ def test_a_file_that_hashes_right_and_is_built_wrong_never_reaches_the_interpret
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def test_with_the_true_hash_each_of_ten_thousand_flips_is_a_wrong_hash(tmp_path):
+    manifest = msgspec.structs.replace(
+        MANIFEST, size_bytes=len(MIXED), sha256=hashlib.sha256(MIXED).hexdigest(), url="/v1/models/mixed"
+    )
+    slots = ModelSlots(
+        tmp_path, Keys(bytes(32), bytes(32)), "keyboard", "http://toy/", FakeDownloads(), lambda *_: None
+    )
+    rng = random.Random(4)
+    for _ in range(10_000):
+        broken = bytearray(MIXED)
+        broken[rng.randrange(len(MIXED))] ^= 1 << rng.randrange(8)
+        with pytest.raises(VersionRefused) as caught:
+            slots._check_bytes(bytes(broken), manifest)
+        assert caught.value.reason == "wrong_hash"
+
+
 def test_versions_of_one_template_are_looked_at_once(tmp_path):
     downloads = FakeDownloads()
     aggregator = ToyAggregator(FakeBroker(), downloads, FakeClock())
@@ -107,13 +124,17 @@ def test_versions_of_one_template_are_looked_at_once(tmp_path):
     assert len(model_slots._sound) == known
 
 
+# Where both suites run, one of them flips ten thousand bits; the other interpreter's ten thousand are in tests/system.
+FLIPS = 10_000 if importlib.util.find_spec("tensorflow") is not None else 500
+
+
 def test_an_interpreter_survives_every_broken_file_that_is_found_sound():
-    """Five hundred flips here; ten thousand, in both environments, in tests/system."""
-    words = [sys.executable, "-m", "tests.edge_runtime.flipped_models", str(MIXED_PATH), "3", "500", "all"]
+    words = [sys.executable, "-m", "tests.edge_runtime.flipped_models", str(MIXED_PATH), "3", str(FLIPS), "all"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
     assert done.returncode == 0, f"died after {done.stdout[-200:]} {done.stderr[-500:]}"
-    told = dict(pair.split("=") for pair in done.stdout.splitlines()[-1].split())
-    assert int(told["bad_flatbuffer"]) > 100 and int(told["runs"]) > 50
+    told = {name: int(count) for name, count in (each.split("=") for each in done.stdout.splitlines()[-1].split())}
+    assert sum(told.values()) == FLIPS
+    assert told["bad_flatbuffer"] > FLIPS // 4 and told["runs"] > FLIPS // 10
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ai_edge_litert") is None, reason="the schema comes with ai-edge-litert")

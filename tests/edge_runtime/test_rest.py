@@ -58,7 +58,7 @@ def test_without_power_or_without_an_unmetered_link_nobody_is_wanted(world):
 def test_without_text_nobody_is_wanted_and_the_reason_says_so(world):
     (world.home / "examples.db").unlink()
     rest = rest_of(world, 1300.0)
-    assert "no text" in rest.look().reason
+    assert "nothing to learn from" in rest.look().reason
     assert not wanted(rest)
 
 

@@ -171,3 +171,4 @@ def test_an_older_bundle_is_replaced(bundle_folder, bundle_parts, vocabulary):
     write_bundle(bundle_folder, model, vocabulary, manifest, key)
     assert read_bundle(bundle_folder).public_key == public_bytes(key)
     assert not (bundle_folder / "left-over").exists()
+    assert [path.name for path in bundle_folder.parent.iterdir()] == ["bundle"]

@@ -9,6 +9,7 @@ from model_export.cli import build_parser
 from model_export.network import PRESETS, NetworkSize
 from model_export.starter import load_sized_start, preset_of, wanted_size
 from tests.model_export.conftest import lively_tensors
+from wire_contract.vocabulary import Vocabulary
 
 SIZE = NetworkSize(words=90, width=20, cells=56)
 
@@ -55,6 +56,16 @@ def test_a_size_is_a_preset_three_numbers_or_what_the_checkpoint_says(tmp_path):
         wanted_size(None, "untrained", 90, 20, None)
     with pytest.raises(ValueError, match="at least 1024 values"):
         wanted_size(None, "untrained", 9, 2, 3)
+
+
+def test_a_checkpoints_own_vocabulary_lies_beside_it_and_is_taken(tmp_path):
+    save_checkpoint(tmp_path / "c.npz", lively_tensors(SIZE, seed=1))
+    assert load_sized_start(SIZE, str(tmp_path / "c.npz"), None).vocabulary.words[4:6] == ("the", "i")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    own = Vocabulary.from_words([a + b for a in letters for b in letters][:86])
+    (tmp_path / "vocabulary.txt").write_bytes(own.to_bytes())
+    assert load_sized_start(SIZE, str(tmp_path / "c.npz"), None).vocabulary.words == own.words
+    assert load_sized_start(SIZE, "untrained", None).vocabulary.words != own.words
 
 
 def test_untrained_weights_of_any_size_take_the_head_of_the_vocabulary():

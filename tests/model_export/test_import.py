@@ -184,6 +184,16 @@ def test_a_tensor_that_lies_about_its_storage_is_refused(tmp_path, lie, rule):
         read_torch(path)
 
 
+def test_dictionaries_that_hold_each_other_a_million_times_over_are_refused(tmp_path):
+    # A dictionary of a hundred names for the same dictionary of a hundred names, and so on, four deep: 10^8 paths.
+    pickled = b"\x80\x02"
+    for level in range(4):
+        held = b"}" if level == 0 else b"h" + bytes([level - 1])
+        pickled += b"}(" + b"".join(b"X\x02\x00\x00\x00%02d" % n + held for n in range(100)) + b"uq" + bytes([level])
+    with pytest.raises(BadImport, match="at most 65536 values"):
+        read_torch(torch_archive(tmp_path / "w.pt", pickled + b"."))
+
+
 @given(st.data())
 def test_a_damaged_torch_file_is_refused_or_read_but_never_crashes(data):
     whole = bytearray(tensor_pickle())
@@ -370,6 +380,15 @@ def test_an_output_layer_of_its_own_is_refused_whatever_it_is_called():
     arrays = arrays_of(decoder=np.ones((16, 70), np.float32))
     with pytest.raises(BadImport, match=r"one matrix .tied., got another one of that shape, 'decoder'"):
         import_weights(arrays, OUR_NAMES, lines(WORDS[:70]), {})
+
+
+def test_the_map_that_the_page_shows_is_one_that_is_read():
+    page = (Path(__file__).parents[2] / "docs" / "import-a-model.md").read_text()
+    block = page.split("## The name map")[1].split("`rows = [...]`")[0]
+    names = parse_name_map("\n".join(line[4:] for line in block.splitlines()).encode())
+    assert names.recipes["kernel"].sources == ("cell.weight_ih", "cell.weight_hh")
+    assert names.recipes["output_bias"].join == "zeros" and names.recipes["projection"].transpose
+    assert names.specials == {"<unk>": "[UNK]"}
 
 
 # ---- the vocabulary

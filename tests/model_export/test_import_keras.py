@@ -169,6 +169,17 @@ def test_hdf5_that_leads_outside_its_file_is_refused(tmp_path):
             read_arrays(path)
 
 
+def test_a_group_that_is_its_own_child_is_refused(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        group = file.create_group("a")
+        group["a"] = group
+        group["b"] = group
+    with pytest.raises(BadImport, match="groups are a tree"):
+        read_arrays(tmp_path / "x.weights.h5")
+
+
 @pytest.mark.parametrize("data", [b"", b"\x89HDF\r\n\x1a\n" + bytes(40), b"PK\x03\x04"])
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
 def test_bytes_that_are_no_keras_file_are_refused(tmp_path, data, ending):

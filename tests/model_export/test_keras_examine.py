@@ -83,6 +83,7 @@ CONFIGURED = {
     "recurrent_activation log_softmax": (lambda: L().GRU(3, recurrent_activation="log_softmax", name="odd"), (4, 3)),
     "at most 128 steps, got 129": (lambda: L().GRU(3, name="odd"), (129, 2)),
     "mask_zero": (lambda: L().Embedding(9, 3, mask_zero=True, name="odd"), (4,)),
+    "two rows or more": (lambda: L().Embedding(1, 3, name="odd"), (4,)),
     "axis=1": (lambda: L().Softmax(axis=1, name="odd"), (4, 3)),
     "computes in mixed_float16": (lambda: L().Dense(3, dtype="mixed_float16", name="odd"), (6,)),
     "interpolation='bilinear'": (lambda: L().UpSampling2D(2, interpolation="bilinear", name="odd"), (4, 4, 1)),
@@ -311,6 +312,14 @@ def test_freezing_what_is_not_there_or_all_there_is_is_refused():
     assert refusals(model, frozen=["onne"])[0].layer == "onne"
     assert "no weight to learn" in refusals(model, frozen=["one", "two"])[0].reason
     assert "has 2 layers that learn, got 3" in refusals(model, train_head=3)[0].reason
+
+
+def test_a_model_that_no_device_could_hold_is_refused_before_it_is_converted():
+    from keras import layers
+
+    found = refusals(sequential(layers.Embedding(1_100_000, 64, name="words"), layers.Flatten(), layers.Dense(1)))
+    assert [refusal.kind for refusal in found] == ["Sequential"]
+    assert "70400" in found[0].reason
 
 
 def test_what_is_left_out_is_said():

@@ -280,7 +280,7 @@ def test_a_model_that_does_not_fit_ends_with_code_4_and_a_line_for_each_layer(sa
         if command[0] == "export-model":
             run(capsys, "keygen", key)
         arguments = [command[0], saved / file, "--loss", "mean_squared_error", *command[1:]]
-        code, out, err = run(capsys, *arguments, "--json")
+        code, out, _ = run(capsys, *arguments, "--json")
         refusals = json.loads(out)["refusals"]
         assert code == 4
         assert refusals[0]["layer"] == layers[0]
@@ -335,6 +335,21 @@ def test_export_model_writes_a_bundle_that_reads_back(saved, capsys, tmp_path):
     assert answer["frozen_parameters"] == 15 * 80 + 80
     assert answer["parameters"] == bundle.manifest.parameters == 80 * 16 + 16 + 16 * 4 + 4
     assert set(read_tensors(bundle.model, bundle.manifest)) == {t.name for t in bundle.manifest.tensors}
+
+
+@pytest.mark.parametrize("name", ["manifest.bin", "model.tflite", "manifest_key.pub"])
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 40, None])
+def test_a_damaged_bundle_of_arrays_raises_only_the_contracts_errors(exports, signing_key, tmp_path, name, damage):
+    from model_export.bundle import read_bundle, write_bundle
+    from wire_contract.errors import ContractError
+
+    file = exports["two_towers"].file
+    write_bundle(tmp_path / "b", file.model, None, file.manifest, signing_key)
+    assert read_bundle(tmp_path / "b").manifest == file.manifest
+    path = tmp_path / "b" / name
+    path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
+    with pytest.raises(ContractError):
+        read_bundle(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

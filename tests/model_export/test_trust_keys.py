@@ -299,6 +299,22 @@ def test_the_ceremony_by_command(tmp_path, capfd):
     assert list(shown["named"]["targets"]) == [roles.template_target(bundle.manifest.template_sha256)]
 
 
+def test_a_template_that_is_named_is_not_replaced_unasked(tmp_path, capfd):
+    ceremony = found_ceremony(tmp_path / "ceremony", 3, 2, online(), NOW)
+    write_bundle(tmp_path / "bundle")
+    add = ("keys", "add-template", ceremony.folder, "--bundle", tmp_path / "bundle")
+    assert run(capfd, *add)[0] == 0
+    # The same graph, exported for another population.
+    other = make_bundle("elsewhere")
+    (tmp_path / "bundle" / "manifest.bin").write_bytes(other.signed_manifest)
+    before = ceremony.newest("targets")
+    code, _, err = run(capfd, *add)
+    assert code == 4 and "as another export signed it" in err and ceremony.newest("targets") == before
+    assert run(capfd, *add, "--replace")[0] == 0
+    path = roles.template_target(other.manifest.template_sha256)
+    assert meta.names_target(ceremony.newest("targets"), "targets", path, other.signed_manifest)
+
+
 def test_a_holder_signs_on_another_machine_by_command(tmp_path, capfd):
     ceremony = found_ceremony(tmp_path / "ceremony", 3, 2, online(), NOW)
     away = take_away(ceremony, 1, 2)

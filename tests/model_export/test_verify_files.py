@@ -94,6 +94,38 @@ def test_a_truncated_file_that_somebody_signed_is_refused_in_one_line(
     assert run(capfd, "verify", other, "--no-tape")[0] == 4
 
 
+def stated(manifest, lie):
+    """The manifest with one lie in it that its own rules let pass."""
+    specs = manifest.signatures
+    if lie == "an empty context":
+        return msgspec.structs.replace(manifest, golden_vectors=(GoldenVector(ids=(5,)),))
+    if lie == "a train input less":
+        return msgspec.structs.replace(manifest, train_inputs=manifest.train_inputs[1:])
+    if lie == "other rows":
+        longer = msgspec.structs.replace(specs["train"], batch=17)
+        return msgspec.structs.replace(manifest, signatures={**specs, "train": longer})
+    more = msgspec.structs.replace(specs["train_sampled"], candidates=601)
+    return msgspec.structs.replace(manifest, signatures={**specs, "train_sampled": more})
+
+
+@pytest.mark.parametrize(
+    ("lie", "rule"),
+    [
+        ("an empty context", "a golden vector's context has 1 to 20 tokens"),
+        ("a train input less", "the train inputs are the network's, got ['kernel_rows', 'projection']"),
+        ("other rows", "train takes targets (17, 20) by the manifest, got (16, 20)"),
+        ("more candidates", "train_sampled takes 601 candidates by the manifest, got (600, 18)"),
+    ],
+)
+def test_a_signed_manifest_that_lies_about_the_file_is_refused_by_rule(
+    tmp_path, bundle_parts, vocabulary, signing_key, lie, rule, capfd
+):
+    model, manifest = bundle_parts
+    write_bundle(tmp_path / "lie", model, vocabulary, stated(manifest, lie), signing_key)
+    code, out, err = run(capfd, "verify", tmp_path / "lie", "--no-tape")
+    assert code == 4 and out == "" and rule in err and err.count("\n") == 1, err
+
+
 def test_golden_vectors_are_asked_of_every_runtime_and_must_come_out_exactly(
     tmp_path, bundle_parts, vocabulary, signing_key, capfd
 ):

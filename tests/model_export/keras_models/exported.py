@@ -68,7 +68,7 @@ def trials_of(export: Export, seed: int) -> list[Trial]:
     tensors = read_tensors(export.file.model, export.file.manifest)
     packed = layout.pack(tensors)
     loss, gradients = agreement.keras_gradient(examined, flatten(twin), arrays, shares)
-    outputs = np.asarray(twin(as_called(examined, arrays), training=False), np.float64)
+    outputs = np.asarray(twin(as_called(twin, examined, arrays), training=False), np.float64)
 
     def judge_train(got):
         found = {name: _exposed(packed[name], got[f"trained_{name}"]) for name in packed}

@@ -133,7 +133,14 @@ def _whole_numbers() -> Any:
     inputs = keras.Input((4,), dtype="int32", name="kinds")
     ids = L.Embedding(9, 3)(inputs[:, :3])
     scaled = L.Rescaling(0.5, offset=-1.0)(inputs)
-    return keras.Model(inputs, L.Dense(2)(L.Concatenate()([L.Flatten()(ids), scaled])))
+    moved = L.Flatten()(L.Embedding(12, 2)(inputs + 3))
+    mixed = 1.5 - inputs * 0.25 + inputs / 3
+    return keras.Model(inputs, L.Dense(2)(L.Concatenate()([L.Flatten()(ids), scaled, moved, mixed])))
+
+
+def _named_inputs() -> Any:
+    inputs = {"b": keras.Input((3,), name="b"), "a": keras.Input((2,), name="a")}
+    return keras.Model(inputs, L.Dense(2)(L.Concatenate()([inputs["b"], inputs["a"]])))
 
 
 def _of_branches(shape: tuple[int, ...], branches: list[Callable[[], Branch]]) -> Any:
@@ -147,6 +154,7 @@ PIECES: dict[str, Callable[[], Any]] = {
     "states given": _states,
     "a tower used twice": _shared,
     "whole numbers": _whole_numbers,
+    "inputs by name": _named_inputs,
     **{
         f"{name} {first}": (
             lambda shape=shape, part=branches[first : first + BRANCHES_A_MODEL]: _of_branches(shape, part)
