@@ -19,6 +19,7 @@ differences are those to the old codes under the new scale (`patch.rescale`):
     4 steps    float32: count | block: gaps | block: LEB128 of the zigzag number of steps of 2^-10 that each changed
                value lies from the old one, which is rounded to the grid first
     5 values   float32: count | block: gaps | block: the new values, the four bytes of all in four planes
+    6 halves   float16: count | block: gaps | block: the new values, the two bytes of all in two planes
 A block is its length | packed length | bytes: one zstd frame, or the bytes themselves where both lengths are equal.
 
 The rules for a reader: every length and count is checked against the manifest before an array is made, positions lie
@@ -44,7 +45,7 @@ from wire_contract.patch import GRID_STEPS, rescale
 MAGIC: Final = b"EFD1"
 FORMAT: Final = 1
 MAX_HOPS: Final = 16
-SAME, DENSE, SPARSE, SPARSE_TRANSPOSED, STEPS, VALUES = range(6)
+SAME, DENSE, SPARSE, SPARSE_TRANSPOSED, STEPS, VALUES, HALVES = range(7)
 
 _HEAD = struct.Struct("<4sBBH32s")
 _HOP = struct.Struct("<I32s32s")
@@ -188,6 +189,9 @@ def _write_section(base: bytes, target: bytes, tensor: TensorEntry) -> bytes:
         scale = target[tensor.scale_offsets[0] : tensor.scale_offsets[0] + 4]
         new = np.frombuffer(target, np.uint8, tensor.size, start)
         return _write_codes(_under(scale, base, tensor), new, scale, tensor)
+    if tensor.kind == "float16":
+        old, new = (np.frombuffer(data, "<u2", tensor.size, start) for data in (base, target))
+        return _write_halves(old, new)
     before, after = (np.frombuffer(data, "<f4", tensor.size, start) for data in (base, target))
     return _write_floats(before, after)
 
@@ -246,6 +250,13 @@ def _write_floats(before: NDArray[np.float32], after: NDArray[np.float32]) -> by
         return bytes([STEPS]) + head + _write_block(write_leb128(zigzag))
     planes = np.ascontiguousarray(new).view(np.uint8).reshape(-1, 4).T
     return bytes([VALUES]) + head + _write_block(np.ascontiguousarray(planes).tobytes())
+
+
+def _write_halves(before: NDArray[np.uint16], after: NDArray[np.uint16]) -> bytes:
+    positions = np.flatnonzero(before != after)
+    planes = after[positions].view(np.uint8).reshape(-1, 2).T
+    head = _U32.pack(len(positions)) + _write_block(write_indices(positions))
+    return bytes([HALVES]) + head + _write_block(np.ascontiguousarray(planes).tobytes())
 
 
 def _moved(old: NDArray[np.float32], steps: Positions) -> NDArray[np.float32]:
@@ -311,6 +322,8 @@ def _read_section(reader: _Reader, out: bytearray, tensor: TensorEntry) -> None:
             out[offset : offset + 4] = scale
     elif tensor.kind == "float32" and mode in (STEPS, VALUES):
         raw = _read_floats(reader, bytes(out[tensor.offsets[0] : tensor.offsets[0] + 4 * tensor.size]), mode)
+    elif tensor.kind == "float16" and mode == HALVES:
+        raw = _read_halves(reader, bytes(out[tensor.offsets[0] : tensor.offsets[0] + 2 * tensor.size]))
     else:
         raise Unsupported(f"a section of {tensor.kind} has a mode that this side knows, got {mode} for {tensor.name}")
     for offset in tensor.offsets:
@@ -352,6 +365,15 @@ def _read_floats(reader: _Reader, before: bytes, mode: int) -> bytes:
     else:
         planes = np.frombuffer(reader.block(4 * count, 4 * count), np.uint8).reshape(4, count)
         new[positions] = np.ascontiguousarray(planes.T).view("<f4").reshape(-1)
+    return new.tobytes()
+
+
+def _read_halves(reader: _Reader, before: bytes) -> bytes:
+    new = np.frombuffer(before, "<u2").copy()
+    count = _count(reader, len(new))
+    positions = reader.positions(count, len(new))
+    planes = np.frombuffer(reader.block(2 * count, 2 * count), np.uint8).reshape(2, count)
+    new[positions] = np.ascontiguousarray(planes.T).view("<u2").reshape(-1)
     return new.tobytes()
 
 

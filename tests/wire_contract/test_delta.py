@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.wire_contract.toy_model import FILE, MANIFEST, TENSORS
 from wire_contract import delta
 from wire_contract.errors import ContractError, Malformed, Unsupported, Untrusted
+from wire_contract.manifest import TensorEntry, fingerprint, template_hash
 from wire_contract.patch import GRID_STEPS, patch
 
 HEAD, HOP = 40, 68
@@ -330,3 +331,40 @@ def test_a_scale_that_is_none_is_refused():
         hop = delta.Hop(hashlib.sha256(FILE).hexdigest(), hashlib.sha256(target).hexdigest(), section)
         with pytest.raises(Malformed, match="a scale is finite and positive"):
             delta.apply(FILE, delta.write(delta.Delta(MANIFEST.template_sha256, (hop,))), manifest_of(target))
+
+
+HALVES = msgspec.structs.replace(
+    MANIFEST,
+    tensors=(
+        MANIFEST.tensors[0],
+        TensorEntry(name="halves", shape=(3, 2), kind="float16", offsets=(72, 100), transposed=True),
+    ),
+    train_inputs=(),
+)
+
+
+@given(st.lists(st.floats(-60000, 60000), min_size=6, max_size=6), st.lists(st.booleans(), min_size=6, max_size=6))
+def test_a_float16_versions_delta_leads_from_one_to_the_other(values, moved):
+    manifest = msgspec.structs.replace(HALVES, layout_fingerprint=fingerprint(HALVES.tensors))
+    manifest = msgspec.structs.replace(manifest, template_sha256=template_hash(FILE, manifest))
+    first = np.array(values, np.float32).reshape(3, 2)
+    second = np.where(np.array(moved).reshape(3, 2), first / 2, first)
+    rows = TENSORS["rows"]
+    base, target = (patch(FILE, manifest, {"rows": rows, "halves": half}) for half in (first, second))
+    stated = msgspec.structs.replace(manifest, sha256=hashlib.sha256(target).hexdigest())
+    assert delta.apply(base, delta.encode(base, target, stated), stated) == target
+
+
+def test_a_float16_section_with_another_mode_is_refused_by_name():
+    manifest = msgspec.structs.replace(HALVES, layout_fingerprint=fingerprint(HALVES.tensors))
+    manifest = msgspec.structs.replace(manifest, template_sha256=template_hash(FILE, manifest))
+    base = patch(FILE, manifest, {"rows": TENSORS["rows"], "halves": np.ones((3, 2), np.float32)})
+    target = patch(base, manifest, {"rows": TENSORS["rows"], "halves": np.zeros((3, 2), np.float32)})
+    stated = msgspec.structs.replace(manifest, sha256=hashlib.sha256(target).hexdigest())
+    whole = bytearray(delta.encode(base, target, stated))
+    mode = len(whole) - len(delta.read(bytes(whole)).hops[0].body) + 1
+    assert whole[mode] == delta.HALVES
+    for wrong in (delta.STEPS, delta.VALUES, delta.DENSE, 7):
+        whole[mode] = wrong
+        with pytest.raises(Unsupported, match="a section of float16"):
+            delta.apply(base, bytes(whole), stated)
