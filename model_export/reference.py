@@ -136,7 +136,7 @@ def private_gradient(
         rows.append(_gradient(exact, inputs, targets[row], shares, output_mask[:, :, row], tokens[row]))
     norms = np.sqrt([sum(float((value**2).sum()) for value in row.tensors.values()) for row in rows])
     bound = float(np.float32(np.median(norms[norms > 0.0]))) if clip is None else clip
-    factors = np.minimum(1.0, bound / np.where(norms > 0.0, norms, np.inf)) / len(rows)
+    factors = np.where(norms > bound, bound / np.maximum(norms, 1e-300), 1.0) / len(rows)
     clipped = {
         name: np.asarray(sum(factor * row.tensors[name] for factor, row in zip(factors, rows, strict=True)))
         for name in exact

@@ -18,6 +18,8 @@ from model_export.conformance import ConformanceError, runtimes_of
 from model_export.corpus import read_authors
 from model_export.failures import command_errors
 from model_export.file_parts import FileParts, file_parts
+from model_export.file_structure import check_structure
+from model_export.flatbuffer import UnexpectedFile
 from model_export.held_out import Answer, FormScore, Questions
 from model_export.interpreter import Interpreter
 from model_export.network import EMBEDDING, size_of
@@ -51,6 +53,11 @@ def report(arguments: argparse.Namespace) -> Result:
                 exit_code=ExitCode.REFUSED,
                 code="FAMILY",
             )
+        try:
+            # Before this process's own interpreter opens it.
+            check_structure(bundle.model, bundle.manifest)
+        except UnexpectedFile as e:
+            raise CommandError(str(e), exit_code=ExitCode.REFUSED, code="RULES") from e
         floats = _floats(bundle, arguments.checkpoint)
         asked = _questions(bundle, Path(arguments.text), arguments.questions)
     reports = report_tensors(bundle.model, bundle.manifest, floats)

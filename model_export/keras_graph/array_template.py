@@ -39,13 +39,20 @@ _BUFFER_DATA_FIELD = 4
 
 def fleet_tensors(examined: Examined) -> Tensors:
     """Return the model's own values of the tensors that the fleet trains."""
-    return {w.name: np.asarray(w.variable.numpy(), np.float32).reshape(w.shape) for w in examined.trainable}
+    return {
+        w.name: np.asarray(tf.convert_to_tensor(w.variable.value), np.float32).reshape(w.shape)
+        for w in examined.trainable
+    }
 
 
 def base_weights(examined: Examined, used: frozenset[tuple[int, int]]) -> StoredWeights:
     """Return the frozen weights that the graph reads, as they stand in the file."""
     return StoredWeights(
-        {w.name: np.asarray(w.variable.numpy(), np.float32) for w in examined.frozen if w.key in used},
+        {
+            w.name: np.asarray(tf.convert_to_tensor(w.variable.value), np.float32)
+            for w in examined.frozen
+            if w.key in used
+        },
         by_channel=True,
     )
 

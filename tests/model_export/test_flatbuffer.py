@@ -23,7 +23,7 @@ _CELL_OPS = {"CONCATENATION", "DEQUANTIZE", "FULLY_CONNECTED", "GATHER", "LOGIST
 OPS = {
     "train": _STEP_OPS | {"PAD"},
     "train_sampled": _STEP_OPS,
-    "train_private": _STEP_OPS | {"PAD", "CAST", "EQUAL", "MINIMUM", "RELU", "TILE"},
+    "train_private": _STEP_OPS | {"ABS", "PAD", "CAST", "EQUAL", "MINIMUM", "RELU", "TILE"},
     "evaluate": {
         "ADD", "BATCH_MATMUL", "CAST", "CONCATENATION", "EXP", "GATHER", "GREATER", "GREATER_EQUAL", "LESS", "LOG",
         "LOGISTIC", "MUL", "REDUCE_MAX", "RESHAPE", "SPLIT", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TRANSPOSE",

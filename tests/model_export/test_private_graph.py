@@ -175,3 +175,20 @@ def test_an_unlikely_target_overflows_no_square(interpreter, tensors, layout, si
         biased, batch["tokens"], batch["targets"], batch["weights"], batch["output_mask"], 1.0
     )
     np.testing.assert_allclose(norms, exact.norms, rtol=5e-6)
+
+
+@pytest.mark.parametrize("certainty", [5.0, 8.0, 10.0, 12.0, 15.0, 20.0])
+def test_a_row_whose_targets_are_all_but_certain_is_clipped_early_and_never_late(
+    interpreter, tensors, layout, size, certainty
+):
+    biased = {**tensors, "output_bias": tensors["output_bias"].copy(), "embedding": tensors["embedding"] * 0.25}
+    biased["output_bias"][7] += certainty
+    batch = a_batch(size)
+    batch["targets"][:] = 7
+    batch["weights"][1:] = 0.0
+    given = (biased, batch["tokens"], batch["targets"], batch["weights"], batch["output_mask"])
+    exact = reference.private_gradient(*given, np.inf)
+    # A bound just below the row's norm: whoever underestimates the norm lets the row through.
+    clip = float(exact.norms[0]) / 2
+    _, change = step(interpreter, layout, biased, batch, clip)
+    assert 0 < length_of(change) * BATCH <= clip * (1 + 1e-5)
