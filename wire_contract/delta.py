@@ -190,8 +190,8 @@ def _write_section(base: bytes, target: bytes, tensor: TensorEntry) -> bytes:
         new = np.frombuffer(target, np.uint8, tensor.size, start)
         return _write_codes(_under(scale, base, tensor), new, scale, tensor)
     if tensor.kind == "float16":
-        old, new = (np.frombuffer(data, "<u2", tensor.size, start) for data in (base, target))
-        return _write_halves(old, new)
+        held, wanted = (np.frombuffer(data, "<u2", tensor.size, start) for data in (base, target))
+        return _write_halves(held, wanted)
     before, after = (np.frombuffer(data, "<f4", tensor.size, start) for data in (base, target))
     return _write_floats(before, after)
 
