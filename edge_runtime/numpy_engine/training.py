@@ -30,6 +30,8 @@ Inputs = Mapping[str, Any]
 Outputs = dict[str, Any]
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)
 _SMALLEST_NORM = np.float32(1e-30)
+# As in the exported graph: float32 in the sums of a squared norm, and of a softmax over the vocabulary.
+_ROUNDING, _SOFTMAX_ROUNDING = np.float32(2.0**-21), np.float32(2.0**-18)
 
 
 def time_major(batch_major: NDArray[Any]) -> NDArray[Any]:
@@ -111,7 +113,11 @@ def train_sampled(inputs: Inputs) -> Outputs:
 
 
 def train_private(inputs: Inputs) -> Outputs:
-    """The exact step with every row's gradient clipped to `example_clip`; `norms` [batch] are those before."""
+    """The exact step with every row's gradient clipped to `example_clip`; `norms` [batch] are those before.
+
+    A row whose targets are all but certain has a norm of small differences of large terms. So the factors use the
+    square plus a bound of its rounding, as the exported graph does: such a row is clipped a little early, never late.
+    """
     rows, tokens = inputs["output_rows"], time_major(inputs["tokens"])
     width = inputs["projection"].shape[0]
     run = _Pass(rows[tokens, :width], rows, inputs)
@@ -120,9 +126,12 @@ def train_private(inputs: Inputs) -> Outputs:
     gates, right = by_row(back.gates), by_row(kernel_inputs(run.kept, run.state_h))
     states, gated = by_row(back.states), by_row(run.kept.gated)
     pairs = _pairs(gates, run.batch) * _pairs(right, run.batch) + _pairs(states, run.batch) * _pairs(gated, run.batch)
-    pairs += _embedding_pairs(run, back, share.reshape(run.batch, run.length), inputs["tokens"])
-    norms: Floats = np.sqrt(np.maximum(pairs.sum(axis=(1, 2)), np.float32(0.0)))
-    factors: Floats = np.minimum(_ONE, inputs["example_clip"] / np.maximum(norms, _SMALLEST_NORM))
+    embedding, rounded = _embedding_pairs(run, back, share.reshape(run.batch, run.length), inputs["tokens"])
+    pairs += embedding
+    squares: Floats = np.maximum(pairs.sum(axis=(1, 2)), np.float32(0.0))
+    slack: Floats = _ROUNDING * np.abs(pairs).sum(axis=(1, 2)) + _SOFTMAX_ROUNDING * rounded
+    norms: Floats = np.sqrt(squares)
+    factors: Floats = np.minimum(_ONE, inputs["example_clip"] / np.maximum(np.sqrt(squares + slack), _SMALLEST_NORM))
     factors /= np.float32(run.batch)
     scale = factors * run.rate
     scale_by_position = np.repeat(scale, run.length)
@@ -145,8 +154,11 @@ def _pairs(columns: Floats, batch: int) -> Floats:
     return pairs
 
 
-def _embedding_pairs(run: _Pass, back: Backward, share: Floats, read: NDArray[np.int32]) -> Floats:
-    """Return what [embedding | bias] adds to |g_b|^2, by pairs of steps. share [batch, length].
+def _embedding_pairs(
+    run: _Pass, back: Backward, share: Floats, read: NDArray[np.int32]
+) -> tuple[Floats, Floats]:
+    """Return what [embedding | bias] adds to |g_b|^2, by pairs of steps, and [batch] the size of the terms near 1 that
+    cancel in it. share [batch, length].
 
     The tied rows get a part as outputs, delta h, and one as inputs, dX: both squares and the cross term. The output's
     delta_t is share_t (p_t - one at the target).
@@ -158,14 +170,17 @@ def _embedding_pairs(run: _Pass, back: Backward, share: Floats, read: NDArray[np
     # p_t of the words that a row asks for and reads: [batch, place of the word, t].
     of_targets = np.exp(out.rows[targets] @ columns) * inverse
     of_read = np.exp(out.rows[read] @ columns) * inverse
-    delta = -of_targets
-    delta -= of_targets.transpose(0, 2, 1)
-    delta += targets[:, :, np.newaxis] == targets[:, np.newaxis, :]
+    probable = np.zeros((batch, length, length), np.float32)
     for _, _, q in out.chunks():
-        delta += _pairs(q * out.inverse_sums, batch)
-    delta *= share[:, :, np.newaxis] * share[:, np.newaxis, :]
+        probable += _pairs(q * out.inverse_sums, batch)
+    at_targets = of_targets + of_targets.transpose(0, 2, 1)
+    both = share[:, :, np.newaxis] * share[:, np.newaxis, :]
+    delta = probable - at_targets
+    delta += targets[:, :, np.newaxis] == targets[:, np.newaxis, :]
+    delta *= both
     states = out.states.reshape(run.width, batch, length)
     of_states: Floats = states.transpose(1, 2, 0) @ states.transpose(1, 0, 2)
+    rounded: Floats = ((probable + at_targets) * both * np.abs(of_states + _ONE)).sum(axis=(1, 2))
     inputs = np.ascontiguousarray(back.inputs.transpose(2, 0, 1))
     of_inputs: Floats = inputs @ inputs.transpose(0, 2, 1)
     of_inputs *= read[:, :, np.newaxis] == read[:, np.newaxis, :]
@@ -173,4 +188,4 @@ def _embedding_pairs(run: _Pass, back: Backward, share: Floats, read: NDArray[np
     at_read *= share[:, np.newaxis, :]
     cross: Floats = inputs @ states.transpose(1, 0, 2)
     total: Floats = delta * (of_states + _ONE) + of_inputs + _TWO * at_read * cross
-    return total
+    return total, rounded
