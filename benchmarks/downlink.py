@@ -48,6 +48,7 @@ from wire_contract import delta, envelope
 from wire_contract.layout import Layout
 from wire_contract.manifest import Manifest, encode_manifest
 from wire_contract.patch import patch, read_tensors
+from wire_contract.trust_roles import template_path
 
 CACHE = Path(__file__).parent.parent / ".cache" / "bench"
 KEEPS = (0.0, 0.5, 0.75, 1.0)
@@ -155,7 +156,7 @@ def install(old: bytes, new: bytes, data: bytes, manifest: Manifest, vocabulary:
     template = envelope.sign(exporter, "manifest", encode_manifest(manifest))
     shelf = Shelf(
         {
-            f"/v1/templates/{manifest.template_sha256}": template,
+            template_path(manifest.population, manifest.template_sha256): template,
             f"/v1/vocabularies/{manifest.vocabulary_sha256}": vocabulary,
         }
     )

@@ -145,7 +145,7 @@ def found(
     check_population(settings)
     manifest = bundle.manifest
     check_plan(settings.plan, manifest)
-    trust.check_template(records, manifest.template_sha256, bundle.signed_manifest)
+    trust.check_template(records, manifest.population, manifest.template_sha256, bundle.signed_manifest)
     record = PopulationRecord(
         population=manifest.population,
         settings=msgspec.json.encode(settings),

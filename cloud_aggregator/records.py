@@ -280,7 +280,8 @@ class Records(TrustRecords, Protocol):
 
     def add_population(self, population: PopulationRecord) -> bool: ...
     def populations(self) -> list[PopulationRecord]: ...
-    def template(self, template_sha256: str) -> bytes | None: ...
+    def template(self, template_sha256: str, population: str = "") -> bytes | None:
+        """Return the exporter-signed manifest of a template, as a population was founded from it ("": any one)."""
 
     def put_requests(self, requests: Sequence[RequestRecord]) -> None:
         """Keep requests until the pass; a later one of the same device, kind and key takes its place."""

@@ -91,7 +91,7 @@ def with_refreshes(
             exported = decode_manifest(envelope.read_envelope(change.template).body)
         except ContractError as e:
             raise MetadataRefused("wrong_target", f"a refresh is a manifest that this service signed: {e}") from e
-        path = roles.template_target(manifest.template_sha256)
+        path = roles.template_target(manifest.population, manifest.template_sha256)
         _check_names(shelf.targets, roles.TARGETS, path, change.template)
         check_patch(manifest, exported)
         path = roles.refresh_target(manifest.population)
@@ -136,9 +136,9 @@ def check_patch(manifest: Manifest, template: Manifest) -> None:
             raise MetadataRefused("wrong_target", f"a refresh has its template's {name}, and has another")
 
 
-def names_template(shelf: Shelf, template_sha256: str) -> str | None:
-    """Return the SHA-256 of the exporter's manifest that `targets` names for a template; None if it names none."""
-    target = targets_of(shelf.targets, roles.TARGETS).get(roles.template_target(template_sha256))
+def names_template(shelf: Shelf, population: str, template_sha256: str) -> str | None:
+    """Return the SHA-256 of the exporter's manifest that `targets` names for a population's template; None if it names none."""
+    target = targets_of(shelf.targets, roles.TARGETS).get(roles.template_target(population, template_sha256))
     return None if target is None else str(target.hashes.get("sha256", ""))
 
 

@@ -178,8 +178,8 @@ def _templates(targets: bytes, files: Mapping[str, bytes]) -> dict[str, bytes]:
             manifest = decode_manifest(envelope.read_envelope(content).body)
         except ContractError as e:
             raise MetadataRefused("wrong_target", f"{path} is an exporter's signed manifest: {e}") from e
-        if path != roles.template_target(manifest.template_sha256):
-            raise MetadataRefused("wrong_role", f"targets names templates by their hash alone, got {path[:100]}")
+        if path != roles.template_target(manifest.population, manifest.template_sha256):
+            raise MetadataRefused("wrong_role", f"targets names templates by population and hash, got {path[:100]}")
         found[path] = content
     return found
 

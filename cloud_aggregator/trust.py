@@ -55,14 +55,14 @@ def shelf_of(records: Records) -> "Shelf | None":
     return Shelf(**{role: b"" if record is None else record.data for role, record in found.items()})
 
 
-def check_template(records: Records, template_sha256: str, signed_template: bytes) -> None:
+def check_template(records: Records, population: str, template_sha256: str, signed_template: bytes) -> None:
     """Raise `Refused` if there is a repository whose `targets` do not name this exporter's manifest."""
     shelf = shelf_of(records)
     if shelf is None:
         return
     from cloud_aggregator.repository import names_template
 
-    if names_template(shelf, template_sha256) != sha256(signed_template).hexdigest():
+    if names_template(shelf, population, template_sha256) != sha256(signed_template).hexdigest():
         raise Refused(
             f"not_a_target: the repository's `targets` do not name the bundle's template {template_sha256[:12]}...",
             "model-export keys add-template DIR --bundle BUNDLE, then cloud-aggregator trust import DIR",
@@ -223,7 +223,7 @@ def target_file(records: Records, path: str) -> bytes:
 def _names(shelf: "Shelf", population: PopulationRecord) -> bool:
     from cloud_aggregator.repository import names_template
 
-    named = names_template(shelf, population.template_sha256)
+    named = names_template(shelf, population.population, population.template_sha256)
     return named == sha256(population.signed_template).hexdigest()
 
 

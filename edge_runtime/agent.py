@@ -117,6 +117,7 @@ class Agent:
         self._keeper = VersionKeeper(
             home, self.enrolled, ports.downloads, ports.clock, self._bench.check, self._bench.rebuild,
             seen_at=news.seen_at(self._store), remember=self._remember_news,
+            try_out=self._bench.try_out,
         )  # fmt: skip
         self._link = Link(
             ports.transport, self.identity, self.enrolled.population, ports.trainer.runtime, ports.clock, ports.entropy,
@@ -127,7 +128,7 @@ class Agent:
         self._person = HomeExamples(home, self.identity, ports.entropy, settings.held_out_share)
         self._check_ins = CheckIns(
             self.identity, self.enrolled.population, self._link, ports.clock, ports.entropy,
-            count_examples=self._person.store.count_examples, held_version=lambda: self.slots.slot("training").version,
+            count_examples=lambda tokens: self._person.store.count_examples(tokens), held_version=lambda: self.slots.slot("training").version,
         )  # fmt: skip
         self._inbox = Inbox(
             self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove, self._check_ins.just_asked
@@ -178,7 +179,7 @@ class Agent:
             self._recall()
             self._collect()
             decision = self._decide()
-            self._link.reason = decision.reason
+            self._link.reason = self._keeper.trial_said or decision.reason
             self._keep_link(decision)
             if not self.works:
                 self._hear(decision, wait_s)
@@ -187,6 +188,7 @@ class Agent:
             if self._state.phase is Phase.SENDING and self._state.attempts == 0:
                 self._look(self._decide())
             if not self.works:
+                self._keeper.go_on_with_trial()
                 if decision.may_send:
                     self._keeper.install_refresh(self._draw)
                 self._link.report(self._keeper.versions)

@@ -59,6 +59,7 @@ from wire_contract.manifest import (
 )
 from wire_contract.messages import TaskOffer
 from wire_contract.topics import Track
+from wire_contract.trust_roles import template_path
 from wire_contract.vocabulary import MAX_FILE_BYTES, Vocabulary
 
 Check = Callable[[bytes, Manifest], None]
@@ -163,7 +164,9 @@ class ModelSlots:
         if held is not None:
             return held
         try:
-            signed = self.fetch(f"/v1/templates/{template_sha256}", MAX_MANIFEST_BYTES + SIGNED_SLACK_BYTES)
+            signed = self.fetch(
+                template_path(self._population, template_sha256), MAX_MANIFEST_BYTES + SIGNED_SLACK_BYTES
+            )
         except (NotThere, TooLarge) as e:
             raise trust.ManifestRefused("template_missing", f"the template's manifest is not to be had: {e}") from e
         trust.accept_template(signed, keys=self._keys, template_sha256=template_sha256)

@@ -27,7 +27,7 @@ from wire_contract.errors import ContractError
 from wire_contract.manifest import Manifest, decode_manifest
 from wire_contract.messages import Enrolled
 from wire_contract.offline_bundle import OfflineBundle, decode_offline_bundle
-from wire_contract.trust_roles import OFFLINE, OFFLINE_PATHS, ROOT, TARGETS, offline_target
+from wire_contract.trust_roles import OFFLINE, OFFLINE_PATHS, ROOT, TARGETS, offline_target, template_path
 
 if TYPE_CHECKING:
     from tuf.api.metadata import Root, Targets
@@ -171,7 +171,7 @@ class _BundleDownloads:
         self._files = {
             manifest.url or f"/v1/models/{manifest.sha256}": bundle.model,
             manifest.vocabulary_url or f"/v1/vocabularies/{manifest.vocabulary_sha256}": bundle.vocabulary,
-            f"/v1/templates/{manifest.template_sha256}": template,
+            template_path(manifest.population, manifest.template_sha256): template,
         }
 
     def fetch(self, url: str, start: int, limit_bytes: int) -> Download:

@@ -96,7 +96,7 @@ def check_listed(signed: bytes, manifest: Manifest, listing: Listing, template: 
         raise ManifestRefused("not_a_target", f"the repository lists nothing for {manifest.population}")
     if not listing.current.is_of(signed):
         raise ManifestRefused("wrong_target", f"the repository lists another manifest than version {manifest.version}")
-    listed = listing.templates.get(template_target(manifest.template_sha256))
+    listed = listing.templates.get(template_target(manifest.population, manifest.template_sha256))
     if listed is None:
         raise ManifestRefused("template_not_a_target", f"template {manifest.template_sha256[:16]} is not listed")
     if listed.is_of(signed):

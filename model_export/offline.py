@@ -94,7 +94,7 @@ def check_offline_bundle(data: bytes, pinned_root: bytes, now: int) -> tuple[Off
         path = roles.offline_target(manifest.population)
         if not meta.names_target(bundle.offline, roles.OFFLINE, path, bundle.signed_manifest):
             raise Untrusted(f"the role offline names this version at {path}, and does not")
-        path = roles.template_target(manifest.template_sha256)
+        path = roles.template_target(manifest.population, manifest.template_sha256)
         if not meta.names_target(bundle.targets, roles.TARGETS, path, version.template):
             raise Untrusted(f"the role targets names the template at {path}, and does not")
     except BadMetadata as e:

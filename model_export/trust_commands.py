@@ -191,7 +191,10 @@ def _add_template(arguments: argparse.Namespace) -> Result:
     with command_errors(), trust_errors():
         ceremony = _ceremony(arguments)
         bundle = _bundle(arguments)
-        data, path = ceremony.check_complete("targets"), template_target(bundle.manifest.template_sha256)
+        data, path = (
+            ceremony.check_complete("targets"),
+            template_target(bundle.manifest.population, bundle.manifest.template_sha256),
+        )
         named = meta.names_target(data, "targets", path, bundle.signed_manifest)
         if not named and path in meta.targets_of(data, "targets") and not arguments.replace:
             raise _refused(
@@ -224,7 +227,7 @@ def _offline_make(arguments: argparse.Namespace) -> Result:
             raise _refused(f"the version is of population {manifest.population}, got {arguments.population}")
         ceremony.check_complete("root")
         targets = ceremony.check_complete("targets")
-        path = template_target(manifest.template_sha256)
+        path = template_target(manifest.population, manifest.template_sha256)
         if not meta.names_target(targets, "targets", path, version.template):
             hint = f"model-export keys add-template {arguments.folder} --bundle BUNDLE"
             raise _refused(f"the role targets does not name {path}", hint)

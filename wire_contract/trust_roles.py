@@ -31,9 +31,17 @@ METADATA_PATH: Final = "/v1/trust/metadata"
 TARGETS_PATH: Final = "/v1/trust/targets"
 
 
-def template_target(template_sha256: str) -> str:
-    """Return the path of a template's exporter-signed manifest; signed by the role `targets` itself."""
-    return f"templates/{template_sha256}.bin"
+def template_target(population: str, template_sha256: str) -> str:
+    """Return the path of a template's exporter-signed manifest; signed by the role `targets` itself.
+
+    Two populations may have one graph, and so one template, with vocabularies and manifests of their own.
+    """
+    return f"templates/{population}/{template_sha256}.bin"
+
+
+def template_path(population: str, template_sha256: str) -> str:
+    """Return where the aggregator's HTTP side gives the exporter-signed manifest of a population's template."""
+    return f"/v1/populations/{population}/templates/{template_sha256}"
 
 
 def refresh_target(population: str) -> str:

@@ -33,7 +33,8 @@ def read_ceremony(folder: Path) -> Offered:
             )
     newest = {role: found[role][max(found[role])] for role in (roles.TARGETS, roles.OFFLINE)}
     templates = folder / "targets" / "templates"
-    paths = [path for path in _listed(templates) if _TEMPLATE.fullmatch(path.name)] if templates.is_dir() else []
+    folders = [path for path in _listed(templates) if path.is_dir()] if templates.is_dir() else []
+    paths = [path for folder in folders for path in _listed(folder) if _TEMPLATE.fullmatch(path.name)]
     contents = [_read(path, MAX_ENVELOPE_BYTES) for path in paths]
     return Offered(
         {version: _read(path, roles.MAX_ROOT_BYTES) for version, path in found[roles.ROOT].items()},

@@ -106,10 +106,12 @@ class SqlRecords(SqlTrust):
         rows = self._connection.execute(sa.select(t.populations).order_by(t.populations.c.population))
         return [PopulationRecord(**row._mapping) for row in rows]
 
-    def template(self, template_sha256: str) -> bytes | None:
+    def template(self, template_sha256: str, population: str = "") -> bytes | None:
         column = t.populations.c
-        query = sa.select(column.signed_template).where(column.template_sha256 == template_sha256).limit(1)
-        value = self._connection.scalar(query)
+        query = sa.select(column.signed_template).where(column.template_sha256 == template_sha256)
+        if population:
+            query = query.where(column.population == population)
+        value = self._connection.scalar(query.limit(1))
         return None if value is None else bytes(value)
 
     def put_requests(self, requests: Sequence[RequestRecord]) -> None:

@@ -5,7 +5,8 @@
     GET  /v1/vocabularies/{sha256}
     GET  /v1/index-sets/{sha256}                     the values that `shared` updates speak of
     GET  /v1/bases/{sha256}                          the axes that `topk` updates of such a plan are in
-    GET  /v1/templates/{template_sha256}             the exporter-signed manifest of a template
+    GET  /v1/templates/{template_sha256}             the exporter-signed manifest of a template (older devices)
+    GET  /v1/populations/{population}/templates/{template_sha256}   the same, of this population
     GET  /v1/trust/metadata/{name}                   the signed repository's metadata: timestamp.json, 7.snapshot.json
     GET  /v1/trust/targets/{folder}/{sha256}.{name}  what they name: signed manifests
     GET  /v1/populations/{p}/{training|refresh}      the announced signed manifest
@@ -106,11 +107,11 @@ def make_app(service: Service, operator_token: str) -> FastAPI:
 
     @app.get("/v1/templates/{sha256}")
     def template(sha256: Hash) -> Response:
-        with service.database.reading() as records:
-            signed = records.template(sha256)
-        if signed is None:
-            raise NotFound(f"no template {sha256}")
-        return Response(signed, media_type="application/msgpack")
+        return _template(service, sha256, "")
+
+    @app.get("/v1/populations/{population}/templates/{sha256}")
+    def template_of(population: str, sha256: Hash) -> Response:
+        return _template(service, sha256, population)
 
     @app.get(METADATA_PATH + "/{name}")
     def trust_metadata(name: str) -> Response:
@@ -158,6 +159,14 @@ async def _delta(service: Service, population: str, pair: Pair) -> FilePath | No
     while deltas.makes(pair) and time.monotonic() < end:
         await asyncio.sleep(DELTA_POLL_S)
     return await run_in_threadpool(deltas.path, pair)
+
+
+def _template(service: Service, sha256: str, population: str) -> Response:
+    with service.database.reading() as records:
+        signed = records.template(sha256, population)
+    if signed is None:
+        raise NotFound(f"no template {sha256}")
+    return Response(signed, media_type="application/msgpack")
 
 
 def _blob(service: Service, sha256: str, request: Request) -> Response:

@@ -6,6 +6,7 @@ another version's name. `edge-runtime forget` deletes it, and everything else in
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ def _copies(home: Path) -> list[Path]:
     return [path for path in paths if _COPY.fullmatch(path.name)]
 
 
-def write(home: Path, held: Held, tensors: "Tensors") -> bytes:
+def write(home: Path, held: Held, tensors: "Tensors", keep: Collection[str] = ()) -> bytes:
     """Patch `tensors` into the version `held` and keep the file; return its bytes.
+
+    `keep` are hashes of versions whose copies stay beside it: the one before a version on trial may come back.
 
     Whoever writes beside other processes does so in a transaction (see `personal_records`). Raises `StorageFull`,
     `StorageFailed`, `Malformed`.
@@ -47,7 +50,8 @@ def write(home: Path, held: Held, tensors: "Tensors") -> bytes:
     data = patch(held.data, held.manifest, tensors)
     path = _path(home, held.manifest.sha256)
     write_atomically(path, data, mode=0o600)
-    remove_durably(*(other for other in _copies(home) if other != path))
+    kept = {path, *(_path(home, sha256) for sha256 in keep if sha256)}
+    remove_durably(*(other for other in _copies(home) if other not in kept))
     return data
 
 

@@ -154,9 +154,7 @@ def _pairs(columns: Floats, batch: int) -> Floats:
     return pairs
 
 
-def _embedding_pairs(
-    run: _Pass, back: Backward, share: Floats, read: NDArray[np.int32]
-) -> tuple[Floats, Floats]:
+def _embedding_pairs(run: _Pass, back: Backward, share: Floats, read: NDArray[np.int32]) -> tuple[Floats, Floats]:
     """Return what [embedding | bias] adds to |g_b|^2, by pairs of steps, and [batch] the size of the terms near 1 that
     cancel in it. share [batch, length].
 

@@ -36,7 +36,7 @@ class Holders:
 
     def add_template(self, bundle=None) -> None:
         bundle = bundle or make_bundle()
-        path = roles.template_target(bundle.manifest.template_sha256)
+        path = roles.template_target(bundle.manifest.population, bundle.manifest.template_sha256)
         self.ceremony.put_target(path, bundle.signed_manifest)
         custom = {"version": bundle.manifest.version, "sha256": bundle.manifest.sha256}
         targets = self.ceremony.newest(roles.TARGETS)

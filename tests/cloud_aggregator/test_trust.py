@@ -116,7 +116,7 @@ def test_a_population_that_is_there_already_is_protected_from_the_import_on(aggr
         announced = records.announcement(POPULATION, "refresh").signed_manifest
     device = Device(tmp_path / "device", url, root)
     assert device.ask(roles.refresh_target(POPULATION)) == announced
-    template = roles.template_target(make_bundle().manifest.template_sha256)
+    template = roles.template_target(make_bundle().manifest.population, make_bundle().manifest.template_sha256)
     assert device.ask(template) == make_bundle().signed_manifest
     assert device.ask(roles.refresh_target("nobody")) is None
 
@@ -385,7 +385,7 @@ def test_a_target_is_served_under_its_hash_alone(aggregator, holders):
 def test_an_import_that_fails_keeps_nothing(tmp_path):
     aggregator = Aggregator(tmp_path / "data")
     holders = protect(aggregator, tmp_path / "ceremony")
-    files = holders.folder / "targets" / "templates"
+    files = holders.folder / "targets" / "templates" / POPULATION
     for file in files.iterdir():
         file.write_bytes(b"changed")
     holders.renew("targets")

@@ -19,6 +19,7 @@ from tests.cloud_aggregator.fleet import (
 )
 from wire_contract import envelope
 from wire_contract.messages import Enrolled, decode_message, encode_message
+from wire_contract.trust_roles import template_path
 
 TOKEN = "the-operators-token"
 
@@ -142,6 +143,8 @@ def test_vocabulary_template_and_announcements_are_served_byte_for_byte(site):
     manifest = site.aggregator.manifest()
     assert site.ask("GET", manifest.vocabulary_url)[2] == VOCABULARY.to_bytes()
     template = site.ask("GET", f"/v1/templates/{manifest.template_sha256}")[2]
+    assert site.ask("GET", template_path(manifest.population, manifest.template_sha256))[2] == template
+    assert site.ask("GET", template_path("another", manifest.template_sha256))[0] == 404
     assert template == make_bundle().signed_manifest
     for track, version in (("training", 2), ("refresh", 1)):
         body = site.ask("GET", f"/v1/populations/toy/{track}")[2]

@@ -48,6 +48,7 @@ from wire_contract.messages import (
 )
 from wire_contract.patch import patch, read_tensors
 from wire_contract.topics import DeviceTopic, ModelTopic, UpdateTopic, build_topic, parse_topic
+from wire_contract.trust_roles import template_path
 
 TINY = Path(__file__).parent / "fixtures" / "tiny"
 MIDNIGHT = 1_800_057_600 + 86_400 * 3
@@ -326,7 +327,7 @@ class ToyAggregator:
         self.pieces: dict[tuple[str, str], bytes | str] = {}
         self.updates: dict[str, Update] = {}
         self.reports: list[bytes] = []
-        downloads.files[f"/v1/templates/{self.manifest.template_sha256}"] = self.signed
+        downloads.files[template_path(self.manifest.population, self.manifest.template_sha256)] = self.signed
         downloads.files[f"/v1/vocabularies/{self.manifest.vocabulary_sha256}"] = self.vocabulary
         self.announce(self.signed, self.manifest, self.model, ("training", "refresh"))
 

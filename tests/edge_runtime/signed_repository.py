@@ -90,8 +90,8 @@ class SignedRepository:
             roles[role] = DelegatedRole(role, ids, self.thresholds[role], True, paths=[paths])
         self.targets.delegations = Delegations(keys=keys, roles=roles)
 
-    def list_template(self, template_sha256: str, signed: bytes) -> None:
-        _list(self.targets, template_target(template_sha256), signed)
+    def list_template(self, population: str, template_sha256: str, signed: bytes) -> None:
+        _list(self.targets, template_target(population, template_sha256), signed)
 
     def list_refresh(self, population: str, signed: bytes) -> None:
         _list(self.refreshes, refresh_target(population), signed)

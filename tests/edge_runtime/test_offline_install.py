@@ -25,7 +25,7 @@ class Device:
         self.toy = ToyAggregator(FakeBroker(), FakeDownloads(), self.clock)
         self.repository = SignedRepository()
         self.template = self.toy.signed
-        self.repository.list_template(self.toy.manifest.template_sha256, self.template)
+        self.repository.list_template(self.toy.manifest.population, self.toy.manifest.template_sha256, self.template)
         self.repository.list_offline("keyboard", self.toy.signed)
         self.repository.publish()
         self.enrolled = Enrolled(
@@ -173,7 +173,9 @@ def test_another_repositorys_chain_is_refused(device):
 
 
 def test_a_template_that_targets_do_not_list_is_refused(device):
-    del device.repository.targets.targets[template_target(device.toy.manifest.template_sha256)]
+    del device.repository.targets.targets[
+        template_target(device.toy.manifest.population, device.toy.manifest.template_sha256)
+    ]
     device.repository.publish()
     assert device.refusal() == "template_not_a_target"
 

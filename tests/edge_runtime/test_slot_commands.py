@@ -79,7 +79,7 @@ def test_a_bundle_for_a_device_without_a_root_or_that_is_none_is_refused(capsys,
 
 def test_a_bundle_is_installed_from_a_file_and_its_model_is_checked_by_the_interpreter(capsys, world, tmp_path):
     toy, repository = world.aggregator, SignedRepository(world.clock.time)
-    repository.list_template(toy.manifest.template_sha256, toy.signed)
+    repository.list_template(toy.manifest.population, toy.manifest.template_sha256, toy.signed)
     template = toy.signed
     signed, manifest, model = toy.next_version("refresh", created_at=1_700_000_000, expires_at=4_000_000_000)
     repository.list_offline("keyboard", signed)

@@ -26,7 +26,7 @@ class Device:
         self.repository = SignedRepository()
         self.pinned = self.repository.files["1.root.json"]
         self.template = self.toy.signed
-        self.repository.list_template(self.toy.manifest.template_sha256, self.template)
+        self.repository.list_template(self.toy.manifest.population, self.toy.manifest.template_sha256, self.template)
         self.repository.list_refresh("keyboard", self.toy.signed)
         self.publish()
         self.open()
@@ -128,13 +128,15 @@ def test_a_refresh_that_nobody_listed_is_no_target_though_the_aggregator_signed_
 
 
 def test_a_template_that_two_of_three_did_not_sign_is_refused_even_with_the_exporters_key(device):
-    del device.repository.targets.targets[template_target(device.toy.manifest.template_sha256)]
+    del device.repository.targets.targets[
+        template_target(device.toy.manifest.population, device.toy.manifest.template_sha256)
+    ]
     device.publish()
     assert device.refusal() == "template_not_a_target"
 
 
 def test_a_template_in_a_delegated_role_does_not_count(device):
-    path = template_target(device.toy.manifest.template_sha256)
+    path = template_target(device.toy.manifest.population, device.toy.manifest.template_sha256)
     device.repository.refreshes.targets[path] = device.repository.targets.targets.pop(path)
     device.publish()
     assert device.refusal() == "template_not_a_target"
@@ -142,7 +144,9 @@ def test_a_template_in_a_delegated_role_does_not_count(device):
 
 def test_the_listed_template_is_the_very_manifest_that_the_exporter_signed(device):
     device.install()
-    device.repository.list_template(device.toy.manifest.template_sha256, b"another manifest")
+    device.repository.list_template(
+        device.toy.manifest.population, device.toy.manifest.template_sha256, b"another manifest"
+    )
     device.publish()
     device.release()
     assert device.refusal() == "wrong_template_target"
@@ -238,10 +242,10 @@ def test_one_key_that_signs_twice_is_still_one(device):
 
 
 def test_the_online_role_that_lists_a_templates_path_is_not_asked(device):
-    path = template_target("0" * 64)
+    path = template_target("keyboard", "0" * 64)
     device.repository.list_refresh("keyboard", device.toy.signed)
     device.repository.refreshes.targets[path] = device.repository.targets.targets[
-        template_target(device.toy.manifest.template_sha256)
+        template_target(device.toy.manifest.population, device.toy.manifest.template_sha256)
     ]
     device.publish(REFRESHES)
     assert path not in device.client.listing("keyboard", device.clock.now(), {}).templates
@@ -338,7 +342,7 @@ def test_a_stolen_aggregator_key_cannot_bring_another_graph_with_the_online_role
 
 def test_an_exporters_second_manifest_of_a_listed_template_may_only_patch_as_well(device):
     listed, second = device.template, encode_manifest(device.toy.manifest) + b"another"
-    path = template_target(device.toy.manifest.template_sha256)
+    path = template_target(device.toy.manifest.population, device.toy.manifest.template_sha256)
     listing = Listing(target_of(second), {path: target_of(listed)})
     check_listed(second, device.toy.manifest, listing, lambda: listed)
     other = msgspec.structs.replace(device.toy.manifest, needs=("family:next-word",))

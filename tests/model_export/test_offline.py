@@ -38,7 +38,12 @@ def run(capfd, *arguments):
 def ceremony(tmp_path):
     online = {role: PublicKey.of(Ed25519PrivateKey.generate()).data for role in roles.ONLINE_ROLES}
     made = found_ceremony(tmp_path / "ceremony", 3, 2, online, NOW)
-    add(made, "targets", roles.template_target(make_bundle().manifest.template_sha256), make_bundle().signed_manifest)
+    add(
+        made,
+        "targets",
+        roles.template_target(make_bundle().manifest.population, make_bundle().manifest.template_sha256),
+        make_bundle().signed_manifest,
+    )
     return made
 
 

@@ -289,14 +289,18 @@ def test_the_ceremony_by_command(tmp_path, capfd):
     assert code == 4 and len(err.splitlines()) == 1
     bundle = write_bundle(tmp_path / "bundle")
     code, out, _ = run(capfd, "keys", "add-template", folder, "--bundle", tmp_path / "bundle", "--json")
-    assert code == 0 and json.loads(out)["template"] == roles.template_target(bundle.manifest.template_sha256)
+    assert code == 0 and json.loads(out)["template"] == roles.template_target(
+        bundle.manifest.population, bundle.manifest.template_sha256
+    )
     # Once more changes nothing: it is named already.
     assert run(capfd, "keys", "add-template", folder, "--bundle", tmp_path / "bundle")[0] == 0
     assert meta.version_of(Ceremony(folder).newest("targets"), "targets") == 2
     code, out, _ = run(capfd, "keys", "show", folder, "--json")
     shown = json.loads(out)
     assert code == 0 and len(shown["items"]) == 12 and all(item["complete"] for item in shown["metadata"])
-    assert list(shown["named"]["targets"]) == [roles.template_target(bundle.manifest.template_sha256)]
+    assert list(shown["named"]["targets"]) == [
+        roles.template_target(bundle.manifest.population, bundle.manifest.template_sha256)
+    ]
 
 
 def test_a_template_that_is_named_is_not_replaced_unasked(tmp_path, capfd):
@@ -311,7 +315,7 @@ def test_a_template_that_is_named_is_not_replaced_unasked(tmp_path, capfd):
     code, _, err = run(capfd, *add)
     assert code == 4 and "as another export signed it" in err and ceremony.newest("targets") == before
     assert run(capfd, *add, "--replace")[0] == 0
-    path = roles.template_target(other.manifest.template_sha256)
+    path = roles.template_target(other.manifest.population, other.manifest.template_sha256)
     assert meta.names_target(ceremony.newest("targets"), "targets", path, other.signed_manifest)
 
 

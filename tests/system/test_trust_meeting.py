@@ -65,7 +65,9 @@ def test_an_announcement_alone_admits_a_release_on_a_device_without_http(aggrega
     for message in (release(aggregator), undo(aggregator)):
         listing = repository.listing(POPULATION, NOW + 60, carried(message))
         assert listing.current.is_of(message.signed_manifest)
-        template = listing.templates[roles.template_target(make_bundle().manifest.template_sha256)]
+        template = listing.templates[
+            roles.template_target(make_bundle().manifest.population, make_bundle().manifest.template_sha256)
+        ]
         assert template.is_of(make_bundle().signed_manifest)
 
 
