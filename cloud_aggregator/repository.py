@@ -137,7 +137,7 @@ def check_patch(manifest: Manifest, template: Manifest) -> None:
 
 
 def names_template(shelf: Shelf, population: str, template_sha256: str) -> str | None:
-    """Return the SHA-256 of the exporter's manifest that `targets` names for a population's template; None if it names none."""
+    """Return the SHA-256 of the exporter's manifest that `targets` names for a population's template, or None."""
     target = targets_of(shelf.targets, roles.TARGETS).get(roles.template_target(population, template_sha256))
     return None if target is None else str(target.hashes.get("sha256", ""))
 

@@ -128,7 +128,8 @@ class Agent:
         self._person = HomeExamples(home, self.identity, ports.entropy, settings.held_out_share)
         self._check_ins = CheckIns(
             self.identity, self.enrolled.population, self._link, ports.clock, ports.entropy,
-            count_examples=lambda tokens: self._person.store.count_examples(tokens), held_version=lambda: self.slots.slot("training").version,
+            count_examples=lambda tokens: self._person.store.count_examples(tokens),
+            held_version=lambda: self.slots.slot("training").version,
         )  # fmt: skip
         self._inbox = Inbox(
             self.identity, self.enrolled, self._keeper, self._draw, ports.clock.prove, self._check_ins.just_asked

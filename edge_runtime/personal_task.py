@@ -180,7 +180,8 @@ def _run(
         if tensors is None:
             personal_copy.drop(home)
         else:
-            personal_copy.write(home, base, tensors)
+            slot = work.slots.slot("refresh")
+            personal_copy.write(home, base, tensors, keep=(slot.current, slot.previous))
         personal_records.drop(home, ChoiceRecord)
     if base is not release and verdict is not None:
         choice = ChoiceRecord(

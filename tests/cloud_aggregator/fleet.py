@@ -89,8 +89,8 @@ def settings(**changes: object) -> PopulationSettings:
     return msgspec.structs.replace(base, **changes)
 
 
-def make_bundle(population: str = POPULATION) -> Bundle:
-    """Return a signed bundle of the toy model."""
+def make_bundle(population: str = POPULATION, created_at: int = NOW - 100) -> Bundle:
+    """Return a signed bundle of the toy model; another moment makes another export of it."""
     rng = np.random.default_rng(3)
     tensors = {
         "rows": rng.normal(size=(ROWS, COLUMNS)).astype(np.float32),
@@ -110,7 +110,7 @@ def make_bundle(population: str = POPULATION) -> Bundle:
         vocabulary_sha256=VOCABULARY.sha256(),
         vocabulary_words=len(VOCABULARY),
         golden=Golden(tokens=(4, 5), template_loss=1.5, loss_tolerance=1e-4, logit_tolerance=0.5),
-        created_at=NOW - 100,
+        created_at=created_at,
         expires_at=NOW + 365 * 86_400,
     )
     model = patch(_BLANK, draft, tensors)

@@ -136,7 +136,7 @@ def test_a_refresh_without_an_offline_signed_template_is_not_signed(holders, key
     ("changes", "told"),
     [
         ({"kind": "training"}, "names refreshes"),
-        ({"population": "elsewhere"}, "template's population"),
+        ({"population": "elsewhere"}, "not_a_target"),
         ({"minimum_runtime": "9.9"}, "template's minimum_runtime"),
         ({"needs": ("signature:other",)}, "template's needs"),
         ({"size_bytes": 4096}, "template's size_bytes"),

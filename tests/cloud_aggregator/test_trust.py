@@ -169,10 +169,28 @@ def test_a_population_that_is_not_protected_stays_as_without_a_repository(aggreg
 def test_what_would_leave_a_protected_population_is_not_imported(aggregator, holders):
     before = shelf(aggregator)
     # The same template in the words of another export: devices of the toy population have pinned the root.
-    holders.add_template(make_bundle("elsewhere"))
+    holders.add_template(make_bundle(created_at=NOW - 50))
     with pytest.raises(Refused, match="no longer name the template of population toy"):
         bring(aggregator, holders)
     assert shelf(aggregator) == before
+
+
+def test_two_populations_of_one_graph_are_both_protected(aggregator, holders):
+    other = make_bundle("elsewhere")
+    holders.add_template(other)
+    bring(aggregator, holders)
+    with aggregator.database.transaction() as records:
+        found(records, aggregator.blobs, aggregator.keys, other, settings(), NOW)
+    with aggregator.database.reading() as records:
+        everybody = {each.population: each for each in records.populations()}
+        assert set(everybody) == {POPULATION, "elsewhere"}
+        assert len({each.template_sha256 for each in everybody.values()}) == 1
+        for name, each in everybody.items():
+            assert trust.is_protected(records, each)
+            assert trust.root_for(records, each)
+            signed = records.template(each.template_sha256, name)
+            assert signed == each.signed_template
+        assert everybody["elsewhere"].signed_template == other.signed_manifest
 
 
 class ProcessEnded(BaseException):
@@ -394,7 +412,7 @@ def test_an_import_that_fails_keeps_nothing(tmp_path):
     assert versions(aggregator)["targets"] == 3
     before = shelf(aggregator)
     holders.add_template(make_bundle("elsewhere"))
-    for file in files.iterdir():
+    for file in (holders.folder / "targets").rglob("*.bin"):
         file.write_bytes(b"changed")
     with pytest.raises(Refused, match="wrong_target"):
         bring(aggregator, holders)

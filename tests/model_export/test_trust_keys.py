@@ -308,8 +308,8 @@ def test_a_template_that_is_named_is_not_replaced_unasked(tmp_path, capfd):
     write_bundle(tmp_path / "bundle")
     add = ("keys", "add-template", ceremony.folder, "--bundle", tmp_path / "bundle")
     assert run(capfd, *add)[0] == 0
-    # The same graph, exported for another population.
-    other = make_bundle("elsewhere")
+    # The same graph, exported once more.
+    other = make_bundle(created_at=NOW - 50)
     (tmp_path / "bundle" / "manifest.bin").write_bytes(other.signed_manifest)
     before = ceremony.newest("targets")
     code, _, err = run(capfd, *add)
