@@ -101,10 +101,11 @@ def verify(data: bytes) -> Contents:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """`constant`: its buffer has bytes; `empty`: it has no values, and needs none."""
+    """`constant`: its buffer has bytes; `empty`: it has no values, and needs none; `rank`: how many dimensions."""
 
     constant: bool
     empty: bool
+    rank: int
 
 
 class _Verifier:
@@ -195,7 +196,7 @@ class _Verifier:
                 raise _broken(f"a constant {kind} of shape {shape} has {size} bytes, got {stop - start}")
             if self._types.setdefault(number, kind) != kind:
                 raise _broken(f"a buffer holds one type, got {self._types[number]} and {kind}")
-        return _Tensor(bool(stop), not size)
+        return _Tensor(bool(stop), not size, len(shape))
 
     def _quantization(self, tensor: tuple[int, ...], shape: list[int]) -> None:
         if not tensor[4]:
@@ -232,6 +233,8 @@ class _Verifier:
             self._index(index, len(tensors), "tensor")
             if not made[index]:
                 raise _broken(f"an op reads what was made before it, got tensor {index}")
+        if known.ranked is not None and not tensors[inputs[known.ranked]].rank:
+            raise _broken(f"{known.name} is of a tensor that has a dimension, got a scalar")
         for index in outputs:
             self._index(index, len(tensors), "tensor")
             if made[index] and not tensors[index].empty:

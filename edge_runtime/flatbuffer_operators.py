@@ -21,12 +21,22 @@ class Operator:
     outputs: tuple[int, int]
 
     @property
+    def ranked(self) -> int | None:
+        """Which input must have a dimension, or None: the kernel reads its last or named one without a look."""
+        return 1 if self.name == "SPLIT" else 0 if self.name in _RANKED else None
+
+    @property
     def counted(self) -> str:
         """Which side the first number of the options counts: "inputs", "outputs", or ""."""
         return {"SPLIT": "outputs", "SPLIT_V": "outputs", "UNPACK": "outputs", "PACK": "inputs"}.get(self.name, "")
 
 
 MOST: Final = 1 << 16
+_RANKED: Final = {
+    "SOFTMAX", "LOG_SOFTMAX", "L2_NORMALIZATION", "TOPK_V2", "ARG_MAX", "ARG_MIN", "CUMSUM", "GATHER", "GATHER_ND",
+    "UNPACK", "SPLIT_V", "CONCATENATION", "REVERSE_V2", "STRIDED_SLICE", "BATCH_MATMUL", "PRELU", "MIRROR_PAD",
+    "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "EMBEDDING_LOOKUP", "FULLY_CONNECTED",
+}  # fmt: skip
 _TABLE: Final = """
 0 ADD 11 2 1
 1 AVERAGE_POOL_2D 5 1 1

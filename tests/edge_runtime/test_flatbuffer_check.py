@@ -34,7 +34,7 @@ def refusal(data, manifest=MANIFEST):
 
 def test_what_the_exporter_made_is_sound():
     contents = check(MODEL, MANIFEST)
-    assert sorted(contents.signatures) == sorted(MANIFEST.signatures) and contents.tables > 5000
+    assert sorted(contents.signatures) == sorted(MANIFEST.signatures) and contents.tables > 4000
     assert sorted(verify(MIXED).signatures) == ["step", "train"]
 
 
@@ -55,7 +55,7 @@ def test_what_is_no_model_is_refused(data):
 
 
 def test_other_signatures_than_the_manifests_are_refused_by_name():
-    more = {**MANIFEST.signatures, "train_private": MANIFEST.signatures["train"]}
+    more = {**MANIFEST.signatures, "train_private_b2_l8": MANIFEST.signatures["train"]}
     fewer = {"train": MANIFEST.signatures["train"]}
     for signatures in (more, fewer):
         assert refusal(MODEL, msgspec.structs.replace(MANIFEST, signatures=signatures)) == "bad_signatures"

@@ -80,7 +80,7 @@ def test_a_server_that_cannot_resume_is_read_from_the_start(device):
     assert device.slots.current("training").data == device.aggregator.model
 
 
-@pytest.mark.parametrize("position", [0, 150_000, 325_359])
+@pytest.mark.parametrize("position", [0, 150_000, -1])
 def test_one_flipped_bit_is_refused_the_slot_stays_and_the_file_is_gone(device, position):
     first = device.install()
     device.aggregator.move_on()
