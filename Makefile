@@ -7,6 +7,8 @@ VENV := .venv
 DEVICE := .venv-device
 PIP_FLAGS := --disable-pip-version-check --no-input -q
 ARGS ?=
+# Tests of one file stay in one process; more than four processes would need more memory than they save time.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 export PYTHONDONTWRITEBYTECODE ?=
 
 .PHONY: help demo test check test-system environments lock format clean bench-setup
@@ -38,8 +40,8 @@ demo: environments ## a fleet learns from real text: export, nights, updates, re
 	@$(VENV)/bin/keyboard-demo story --device-python $(DEVICE)/bin/python $(ARGS)
 
 test: environments ## the whole suite in .venv, then the edge suite in .venv-device
-	@$(VENV)/bin/python -m pytest -m "not system" $(ARGS)
-	@$(DEVICE)/bin/python -m pytest -m "not system" tests/edge_runtime tests/wire_contract $(ARGS)
+	@$(VENV)/bin/python -m pytest -m "not system" $(WORKERS) $(ARGS)
+	@$(DEVICE)/bin/python -m pytest -m "not system" $(WORKERS) tests/edge_runtime tests/wire_contract $(ARGS)
 
 test-system: environments ## slow stories with real processes, power cuts, a browser or an emulator
 	@$(VENV)/bin/python -m pytest -m system $(ARGS)
