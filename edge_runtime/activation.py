@@ -9,6 +9,8 @@ A is what was confirmed last, B what was installed after it. The rules:
 - the first version of a device has no A: it is confirmed when it came up once, and if it does not, there is none;
 - bytes that were confirmed here before, an undo, are not tried again, and end a trial;
 - a trial whose file was lost goes back without blame: the version is fetched again;
+- what was found of one version says nothing about another: an event names the file that it is about, and is refused
+  when another process has installed the next one meanwhile;
 - training versions are tried by the training itself: they are settled at once.
 
 The arrows of docs/activation.md are drawn from `TABLE`; a step that it does not list is refused.
@@ -86,21 +88,25 @@ class BootBegun:
 
 @dataclass(frozen=True, slots=True)
 class CameUp:
-    """It opened, and answered."""
+    """It opened, and answered. `sha256`: the file that did, "" for whichever is there."""
+
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Healthy:
-    """Its health was judged, or the person vouches for it. `said`: what was measured."""
+    """Its health was judged, or the person vouches for it. `said`: what was measured; `sha256` as in `CameUp`."""
 
     said: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Unhealthy:
-    """A rule of `model_health` or of `model_check` is broken; `reason` is its stable name."""
+    """A rule of `model_health` or of `model_check` is broken; `reason` is its stable name, `sha256` as in `CameUp`."""
 
     reason: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,8 @@ _ARROWS: Final = frozenset((row.stage, row.event, row.target) for row in TABLE)
 
 def step(slot: Slot, event: Event) -> Slot:
     """Return what an event makes of a slot. Raises `StepRefused`."""
+    if isinstance(event, CameUp | Healthy | Unhealthy) and event.sha256 not in ("", slot.current):
+        raise StepRefused("another_version", f"{event.sha256[:16]} was tried, and {slot.current[:16]} is there now")
     after = _STEPS[type(event)](slot, event)
     if (slot.stage, type(event), after.stage) not in _ARROWS:
         raise StepRefused("no_such_step", f"a track that is {slot.stage.value} takes no {type(event).__name__}")
@@ -165,8 +173,9 @@ def step(slot: Slot, event: Event) -> Slot:
 def _install(slot: Slot, event: Installed) -> Slot:
     if event.sha256 in slot.bad:
         raise StepRefused("rolled_back", f"version {event.version} is known here: it was rolled back")
-    if event.version < slot.floor:
-        raise StepRefused("lower_version", f"version {slot.floor} is confirmed, got {event.version}")
+    if event.version < slot.version:
+        # Another process took a newer one between `trust.accept` and here.
+        raise StepRefused("lower_version", f"version {slot.version} was taken, got {event.version}")
     confirmed = slot.previous if slot.on_trial else slot.current
     again = event.sha256 in ((confirmed,) if slot.on_trial else (slot.current, slot.previous))
     named = replace(slot, current=event.sha256, version=event.version, sha256=event.sha256)

@@ -71,11 +71,17 @@ def try_examples(
         found = score(runner, manifest, packed, arrays)
     except RuntimeFailed as e:
         raise ExamplesRefused(f"the model cannot be run on these examples: {e}") from e
-    if manifest.loss == CLASSES:
-        name = next(spec.name for spec in manifest.examples if spec.role == "target")
-        classes, highest = found.outputs.shape[-1], int(np.max(arrays[name]))
-        if highest >= classes:
-            raise ExamplesRefused(f"{name} is a class below {classes}, for the model has so many, got {highest}")
+    check_classes(manifest, arrays, found)
     if not np.isfinite(found.loss):
         raise ExamplesRefused(f"the model's loss on these examples is a number, got {found.loss}")
     return found
+
+
+def check_classes(manifest: Manifest, arrays: Mapping[str, NDArray[np.generic]], found: ArrayScore) -> None:
+    """Raise `ExamplesRefused` where a target is a class that the model lacks: its loss would be a number all the same."""
+    if manifest.loss != CLASSES:
+        return
+    name = next(spec.name for spec in manifest.examples if spec.role == "target")
+    classes, highest = found.outputs.shape[-1], int(np.max(arrays[name]))
+    if highest >= classes:
+        raise ExamplesRefused(f"{name} is a class below {classes}, for the model has so many, got {highest}")

@@ -2,6 +2,7 @@
 
 The rules:
 - a file holds one `NAME.npy` for each array of the manifest, and nothing else; its first axis counts the examples;
+- an array is stored or deflated, as numpy does it: other compressions unpack without a bound on memory;
 - name, dtype and shape are read from the header and judged before an array is made; pickles are never opened, and a
   file that says one size and unpacks to another is refused;
 - every float is finite; a class is 0 or more, a yes or no is 0 or 1;
@@ -14,6 +15,7 @@ Pure: bytes and arrays in, arrays and bytes out.
 import hashlib
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,6 +132,8 @@ def _entries(archive: zipfile.ZipFile, specs: Mapping[str, ArraySpec]) -> dict[s
         name = info.filename.removesuffix(".npy")
         if name == info.filename or name not in specs:
             raise ExamplesRefused(f"this model's examples are made of {sorted(specs)}, got {info.filename[:80]!r}")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ExamplesRefused(f"an array is stored or deflated, got compression {info.compress_type} of {name!r}")
         if name in entries:
             raise ExamplesRefused(f"a file holds an array once, got {name!r} twice")
         entries[name] = info
@@ -159,11 +163,11 @@ def _header(body: bytes, spec: ArraySpec) -> tuple[tuple[int, ...], bool, int]:
         if read is None:
             raise ExamplesRefused(f"{spec.name} is in numpy's format 1.0 or 2.0, got {version}")
         shape, by_columns, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
-    except (ValueError, SyntaxError, TypeError, EOFError, MemoryError, RecursionError) as e:
+    except (ValueError, SyntaxError, TypeError, EOFError, MemoryError, RecursionError, tokenize.TokenError) as e:
         raise ExamplesRefused(f"{spec.name} begins with numpy's header: {' '.join(str(e).split())[:200]}") from e
     if dtype != np.dtype(_little(spec)):
         raise ExamplesRefused(f"{spec.name} is {spec.dtype}, got {str(dtype)[:40]}: save it as {spec.dtype}")
-    if len(shape) != len(spec.shape) + 1 or tuple(shape[1:]) != spec.shape:
+    if len(shape) != len(spec.shape) + 1 or tuple(shape[1:]) != spec.shape or any(type(n) is not int for n in shape):
         wanted = ", ".join(["N", *map(str, spec.shape)])
         raise ExamplesRefused(f"{spec.name} has shape [{wanted}], got {str(list(shape))[:80]}")
     start = stream.tell()

@@ -3,12 +3,14 @@
 Interpreters read a flatbuffer by following offsets, and many of them follow without looking. Everything reachable that
 they read is checked here first, as Google's own verifier does it (flatbuffers, `verifier.h`), and a little beyond, for
 a graph can also crash an interpreter that is built of whole tables. The rules:
-- every table, vtable, vector and string lies inside the file and is aligned; a table is checked once, however often it
-  is referred to, so that the work is linear in the file;
+- every table, vtable, vector and string lies inside the file and is aligned; there are at most `MAX_TABLES` tables,
+  none has more than `MAX_FIELDS` fields, and what is read of the structure, however often a file refers to one place,
+  is at most `MAX_READ_BYTES`: a file of 64 MB costs no more time and memory than one that is honest;
 - every index (tensor, buffer, opcode, subgraph) is of something that is there; a constant holds as many bytes as its
   shape and type say; an op reads only what is a constant, an input, or was made before it; nothing is made twice;
 - the signatures are those of the manifest, no more and no fewer;
-- what a version may change lies inside constants of its kind and inside scales: no patch can touch the structure;
+- what a version may change lies inside constants of its kind and inside scales, and these overlap neither each other
+  nor any table, vector or string: no patch can touch the structure, or a constant that says what an op does;
 - an op is one of `flatbuffer_operators`, with as many inputs and outputs and the options that it has there;
 - what this release's exporter never makes is refused by name: custom (Flex) ops, variables, control flow, sparse
   tensors, data outside the flatbuffer.
@@ -16,17 +18,21 @@ The layout is that of TensorFlow Lite's schema, version 3 (`schema.fbs`).
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from struct import Struct
 from typing import Final
 
 from edge_runtime.flatbuffer_operators import OPERATORS, Operator
-from wire_contract.manifest import Manifest
+from wire_contract.manifest import Manifest, patched_ranges
 
 MAX_TENSOR_BYTES: Final = 1 << 28
 MAX_RANK: Final = 8
+MAX_TABLES: Final = 1 << 17
+MAX_FIELDS: Final = 64
+MAX_READ_BYTES: Final = 1 << 24
 _IDENTIFIER: Final = b"TFL3"
 _SCHEMA: Final = 3
 _U16, _I32, _U32 = Struct("<H"), Struct("<i"), Struct("<I")
@@ -51,11 +57,12 @@ class FileRefused(Exception):  # noqa: N818 - an answer, not a fault
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What a sound file holds. `constants`: (start, stop, type) of buffers that a tensor uses, in order; `scales`:
-    (start, stop) of the quantization scales."""
+    (start, stop) of the quantization scales; `structure`: likewise of all else that was read, apart from each other."""
 
     signatures: tuple[str, ...]
     constants: tuple[tuple[int, int, str], ...]
     scales: tuple[tuple[int, int], ...]
+    structure: tuple[tuple[int, int], ...]
     tables: int
 
 
@@ -67,6 +74,10 @@ def check(data: bytes, manifest: Manifest) -> Contents:
         raise FileRefused("bad_signatures", f"the manifest lists {stated}, the file {sorted(contents.signatures)}")
     constants = _Ranges([(start, stop) for start, stop, _ in contents.constants])
     scales = _Ranges(list(contents.scales))
+    structure = _Ranges(list(contents.structure))
+    for start, stop in patched_ranges(manifest):
+        if structure.touch(start, stop):
+            raise FileRefused("bad_ranges", f"a version changes no table, got {start}..{stop}")
     for tensor in manifest.tensors:
         for offset in tensor.offsets:
             place = constants.around(offset, tensor.size_bytes)
@@ -93,6 +104,11 @@ class _Ranges:
         place = bisect_right(self._starts, offset) - 1
         return place if place >= 0 and offset + size <= self._ranges[place][1] else None
 
+    def touch(self, start: int, stop: int) -> bool:
+        """Whether any of them holds a byte of `start` to `stop`."""
+        place = bisect_left(self._starts, stop) - 1
+        return place >= 0 and self._ranges[place][1] > start
+
 
 def verify(data: bytes) -> Contents:
     """Return what a file holds, whatever it was made for. Raises `FileRefused`."""
@@ -117,6 +133,8 @@ class _Verifier:
         self._types: dict[int, str] = {}
         self._scales: set[tuple[int, int]] = set()
         self._opcodes: list[Operator] = []
+        self._structure: set[tuple[int, int]] = {(0, 8)}
+        self._read_bytes = 0
 
     def model(self) -> Contents:
         if self._size < 8 or self._data[4:8] != _IDENTIFIER:
@@ -140,7 +158,13 @@ class _Verifier:
         if len(set(signatures)) != len(signatures):
             raise FileRefused("bad_signatures", f"a signature is listed once, got {sorted(signatures)}")
         constants = sorted({(*self._buffers[i], kind) for i, kind in self._types.items() if self._buffers[i][1]})
-        return Contents(tuple(signatures), tuple(constants), tuple(sorted(self._scales)), len(self._tables))
+        scales = sorted(self._scales)
+        for (start, stop), (following, _) in pairwise(sorted([*((a, b) for a, b, _ in constants), *scales])):
+            if following < stop:
+                raise _broken(f"constants and scales lie apart, got {start}..{stop} and another at {following}")
+        return Contents(
+            tuple(signatures), tuple(constants), tuple(scales), tuple(_merged(self._structure)), len(self._tables)
+        )
 
     def _opcode(self, table: tuple[int, ...]) -> Operator:
         code = max(self._number(table, 0, 1), self._number(table, 3, 4, signed=True))
@@ -155,7 +179,7 @@ class _Verifier:
         # 0 and 1 mean: in the flatbuffer.
         if self._number(table, 1, 8) > 1 or self._number(table, 2, 8) > 1:
             raise _unsupported("a model has no data outside the flatbuffer")
-        start, count = self._vector(table, 0, 1)
+        start, count = self._vector(table, 0, 1, values=True)
         return start, start + count if count else 0
 
     def _graph(self, table: tuple[int, ...]) -> int:
@@ -206,7 +230,7 @@ class _Verifier:
             raise _unsupported("a tensor is quantized by scales and zero points alone")
         self._vector(table, 0, 4)
         self._vector(table, 1, 4)
-        start, scales = self._vector(table, 2, 4)
+        start, scales = self._vector(table, 2, 4, values=True)
         _, zeros = self._vector(table, 3, 8)
         axis = self._number(table, 6, 4, signed=True)
         # One for all, or one a row of an axis that is there.
@@ -279,13 +303,19 @@ class _Verifier:
     def _table(self, at: int) -> tuple[int, ...]:
         known = self._tables.get(at)
         if known is not None:
+            self._count(_TABLE_COST)
             return known
+        self._count(_TABLE_COST)
+        if len(self._tables) >= MAX_TABLES:
+            raise _broken(f"a file has at most {MAX_TABLES} tables, got another at {at}")
         if at % 4 or at + 4 > self._size:
             raise _broken(f"a table lies in the file, got {at}")
         vtable = at - _I32.unpack_from(self._data, at)[0]
         if vtable % 2 or not 0 <= vtable <= self._size - 4:
             raise _broken(f"a vtable lies in the file, got {vtable}")
         length, size = _U16.unpack_from(self._data, vtable)[0], _U16.unpack_from(self._data, vtable + 2)[0]
+        if length > 2 * MAX_FIELDS + 4:
+            raise _broken(f"a table has at most {MAX_FIELDS} fields, got a vtable of {length} bytes")
         if length < 4 or length % 2 or vtable + length > self._size or size < 4 or at + size > self._size:
             raise _broken(f"a table at {at} lies in the file, got {size} bytes, its vtable {length}")
         offsets = Struct(f"<{length // 2 - 2}H").unpack_from(self._data, vtable + 4)
@@ -295,7 +325,13 @@ class _Verifier:
         # Later releases of the schema add fields; fewer than we ask for are absent ones.
         fields += (0,) * (_FIELDS - len(fields))
         self._tables[at] = fields
+        self._structure |= {(at, at + size), (vtable, vtable + length)}
         return fields
+
+    def _count(self, size: int) -> None:
+        self._read_bytes += size
+        if self._read_bytes > MAX_READ_BYTES:
+            raise _broken(f"the structure of a file has at most {MAX_READ_BYTES} bytes, each reference counted")
 
     def _follow(self, at: int) -> int:
         if at % 4 or at + 4 > self._size:
@@ -313,8 +349,8 @@ class _Verifier:
             raise _broken(f"a number of {width} bytes lies aligned in the file, got {at}")
         return int.from_bytes(self._data[at : at + width], "little", signed=signed)
 
-    def _vector(self, table: tuple[int, ...], field: int, width: int) -> tuple[int, int]:
-        """Return where a vector's elements begin, and how many there are."""
+    def _vector(self, table: tuple[int, ...], field: int, width: int, *, values: bool = False) -> tuple[int, int]:
+        """Return where a vector's elements begin, and how many there are; `values`: they are not looked at here."""
         if not table[field]:
             return 0, 0
         at = self._follow(table[field])
@@ -323,6 +359,9 @@ class _Verifier:
         count = int(_U32.unpack_from(self._data, at)[0])
         if count * width > self._size - at - 4 or (count and (at + 4) % width):
             raise _broken(f"a vector at {at} lies aligned in the file, got {count} elements of {width} bytes")
+        size = 4 + (0 if values else count * width)
+        self._count(size)
+        self._structure.add((at, at + size))
         return at + 4, count
 
     def _numbers(self, table: tuple[int, ...], field: int) -> list[int]:
@@ -352,6 +391,22 @@ class _Verifier:
 
 
 _FIELDS: Final = 14
+# What looking at a table costs, told in bytes: its fields are asked for one by one.
+_TABLE_COST: Final = 32
+
+
+def _merged(ranges: set[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield ranges in order, those that meet as one."""
+    begun: tuple[int, int] | None = None
+    for start, stop in sorted(ranges):
+        if begun is None or start > begun[1]:
+            if begun is not None:
+                yield begun
+            begun = start, stop
+        else:
+            begun = begun[0], max(begun[1], stop)
+    if begun is not None:
+        yield begun
 
 
 def _broken(message: str) -> FileRefused:

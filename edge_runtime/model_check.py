@@ -23,7 +23,7 @@ from edge_runtime.ports import ModelRuntime, RuntimeFailed, SignatureRunner
 from wire_contract.errors import ContractError
 from wire_contract.golden_choice import padded
 from wire_contract.layout import Layout, Tensors
-from wire_contract.manifest import ARRAY_FAMILY, GoldenVector, Manifest, TrainInput
+from wire_contract.manifest import ARRAY_FAMILY, GoldenVector, Manifest, TrainInput, promises_hash
 from wire_contract.patch import read_tensors
 from wire_contract.vocabulary import SPECIALS
 
@@ -38,7 +38,8 @@ class CheckFailed(Exception):  # noqa: N818 - an answer, not a fault
 
 def check(data: bytes, manifest: Manifest, runtime: ModelRuntime) -> None:
     """Raise `CheckFailed` unless the file and this device's interpreter pass every rule; passing is remembered."""
-    if runtime.checked(manifest.sha256):
+    name = promises_hash(manifest)
+    if runtime.checked(name):
         return
     try:
         template = runtime.template(manifest, lambda: data)
@@ -48,9 +49,11 @@ def check(data: bytes, manifest: Manifest, runtime: ModelRuntime) -> None:
             check_template(template, manifest)
             runtime.mark_checked(manifest.template_sha256)
         check_version(template, version, data, manifest)
-    except (RuntimeFailed, ContractError, KeyError, ValueError) as e:
+    except (RuntimeFailed, ContractError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as e:
+        # A manifest may be signed and still say what cannot be computed; were that to end the trainer, the version
+        # would be tried for ever.
         raise CheckFailed("does_not_run", f"version {manifest.version} does not run here: {e}") from e
-    runtime.mark_checked(manifest.sha256)
+    runtime.mark_checked(name)
 
 
 CheckTemplate = Callable[[SignatureRunner, Manifest], None]

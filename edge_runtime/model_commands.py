@@ -83,9 +83,10 @@ def _evaluate_text(
 def _evaluate_arrays(runner: SignatureRunner, manifest: Manifest, packed: Tensors, examples: Path) -> Result:
     try:
         arrays = read_npz(_read(examples), manifest)
+        found = array_evaluation.score(runner, manifest, packed, arrays)
+        array_evaluation.check_classes(manifest, arrays, found)
     except ExamplesRefused as e:
         raise CommandError(f"{examples}: {e}", code="BAD_EXAMPLES") from e
-    found = array_evaluation.score(runner, manifest, packed, arrays)
     answer: dict[str, Any] = {"version": manifest.version, "examples": found.count, "loss": round(found.mean_loss, 6)}
     if manifest.loss != array_evaluation.SQUARED:
         answer |= {"hits": found.hits, "accuracy": round(found.accuracy, 3)}

@@ -8,6 +8,8 @@
     HOME/vocabularies/SHA256.txt
 
 The rules:
+- a file that is here is believed on what was checked when it came: under a manifest that promises anything else of it
+  (other golden vectors, other ranges) it is checked again before the slot switches;
 - a file gets its name only after size, hash, template hash, `flatbuffer_check` and `model_check` agree; then the slot
   switches by renaming one small file; a power cut leaves the old slot or the new one;
 - a refresh is on trial from then on (`activation`); where a repository is pinned, it is fetched only if that lists it;
@@ -44,7 +46,7 @@ from edge_runtime.adapters.files import (
     storage_error,
     write_atomically,
 )
-from edge_runtime.ports import Downloads, NotThere, StorageFailed, TooLarge, Unreachable
+from edge_runtime.ports import Downloads, NotThere, StorageFailed, StorageFull, TooLarge, Unreachable
 from edge_runtime.repository_trust import Repository, admit
 from edge_runtime.version_delta import DeltaRefused, rebuild
 from wire_contract.envelope import read_envelope
@@ -55,6 +57,7 @@ from wire_contract.manifest import (
     Manifest,
     decode_manifest,
     patched_ranges,
+    promises_hash,
     template_hash,
 )
 from wire_contract.messages import TaskOffer
@@ -205,8 +208,11 @@ class ModelSlots:
                 signed, manifest, self.repository, self._population,
                 lambda: self._signed_template(manifest.template_sha256), now,
             )  # fmt: skip
-        if self.held(manifest.sha256) is None:
+        held = self.held(manifest.sha256)
+        if held is None:
             self._get(manifest, track)
+        elif promises_hash(held.manifest) != promises_hash(manifest):
+            self._check_bytes(held.data, manifest)
         write_atomically(self._home / "manifests" / f"{manifest.sha256}.bin", signed)
         self.change(track, activation.Installed(manifest.sha256, manifest.version, tried=track == "training"))
         return manifest
@@ -241,20 +247,32 @@ class ModelSlots:
         """Return what a process that is about to use the track's version is to open, or None.
 
         On trial the start is counted, durably, before anything is returned; say `came_up` when the version answered.
+        Where the disk is too full to count it, the version before is returned, which needs no count.
         """
         slot = self.slot(track)
         if slot.on_trial:
-            slot = self.change(track, activation.BootBegun())
+            try:
+                slot = self.change(track, activation.BootBegun())
+            except StorageFull:
+                before = self.held(slot.previous) if slot.previous else None
+                if before is None:
+                    raise
+                return before
         held = self.held(slot.current) if slot.current else None
         if slot.on_trial and held is None:
             slot = self.change(track, activation.Lost())
             held = self.held(slot.current) if slot.current else None
         return held
 
-    def came_up(self, track: Track = "refresh") -> Slot:
-        """Count that the version which `begin_boot` returned was opened and answered."""
+    def came_up(self, track: Track = "refresh", sha256: str = "") -> Slot:
+        """Count that the version which `begin_boot` returned, the file `sha256`, was opened and answered.
+
+        It does not count for another that was installed meanwhile; "" is whichever is there.
+        """
         slot = self.slot(track)
-        return self.change(track, activation.CameUp()) if slot.on_trial else slot
+        if not slot.on_trial or sha256 not in ("", slot.current):
+            return slot
+        return self.change(track, activation.CameUp(sha256))
 
     def roll_back(self, track: Track) -> Slot:
         """Go back to the track's previous version by hand; the confirmed floor stays what it was."""

@@ -2,16 +2,17 @@
 
 The rules (Uptane's offline updates, PURE-2; TUF 1.0 for the roles):
 - the chain of roots begins at or before the root that this device pinned: each is signed by the one before and by
-  itself, numbers rise by one, and one of them is the pinned root, or follows it;
+  itself, numbers rise by one, and one of them is the pinned root, or follows it; it begins no lower than the newest
+  root that this device has seen, over the network or in a bundle: keys that one took away are gone for good;
 - the last root, `targets` and `offline` have not expired by the device's clock; `targets` is signed by the root's keys,
-  `offline` by the keys that `targets` delegates to, each by its threshold; none is older than one that was used here;
+  `offline` by the keys that `targets` delegates to, each by its threshold; none is older than one that was used here
+  and still holds under those keys: a number that stolen keys ran up is forgotten when they are replaced;
 - `offline` lists the manifest for this device's population, `targets` itself its template;
 - the version is above the confirmed floor: freshness cannot be had offline, going back can be ruled out;
 - then the file goes the way of a download: `model_slots` checks it, installs it, and it is on trial.
 What tuf raises becomes `ManifestRefused`. The pinned root stays; roots, `targets` and `offline` are kept beside it.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +89,7 @@ def verify(bundle: OfflineBundle, folder: Path, pinned: bytes, now: float) -> Ve
     from tuf.api.serialization import DeserializationError
 
     try:
-        root, roots = _follow(bundle.roots, pinned)
+        root, roots = _follow((*_seen(folder), *bundle.roots), pinned)
         targets = Metadata[Targets].from_bytes(bundle.targets)
         offline = Metadata[Targets].from_bytes(bundle.offline)
         for metadata, kind in ((root, ROOT), (targets.signed, TARGETS), (offline.signed, TARGETS)):
@@ -112,8 +113,8 @@ def verify(bundle: OfflineBundle, folder: Path, pinned: bytes, now: float) -> Ve
     for what, signed in ((ROOT, root), (TARGETS, targets.signed), (OFFLINE, offline.signed)):
         if signed.is_expired(at):
             raise ManifestRefused("metadata_expired", f"{what} expired at {signed.expires:%Y-%m-%d %H:%M}")
-    for name, signed in ((TARGETS, targets.signed), (OFFLINE, offline.signed)):
-        used = _used(folder / f"{name}.json")
+    for name, signed, above in ((TARGETS, targets.signed, root), (OFFLINE, offline.signed, targets.signed)):
+        used = _used(folder / f"{name}.json", name, above)
         if signed.version < used:
             raise ManifestRefused("metadata_rolled_back", f"{name} of number {used} was used, got {signed.version}")
     kept = {f"{number}.root.json": each for number, each in roots.items()}
@@ -130,32 +131,60 @@ def _follow(chain: tuple[bytes, ...], pinned: bytes) -> "tuple[Root, dict[int, b
     # A root that does not sign itself pins nothing.
     metadata.signed.verify_delegate(ROOT, metadata.signed_bytes, metadata.signatures)
     trusted, roots = metadata.signed, {}
+    known = {trusted.version: metadata.signed_bytes}
     for data in chain:
         following = Metadata[Root].from_bytes(data)
         signed = following.signed
         if signed.type != ROOT:
             raise ManifestRefused("metadata_mixed", f"a chain of roots holds roots, got {signed.type}")
-        if signed.version <= metadata.signed.version:
+        if signed.version <= trusted.version:
             # What is signed counts: another holder's signature may have been added since.
-            if signed.version == metadata.signed.version and following.signed_bytes != metadata.signed_bytes:
-                raise ManifestRefused("another_root", f"root {signed.version} is not the one that this device pinned")
+            if known.get(signed.version, following.signed_bytes) != following.signed_bytes:
+                raise ManifestRefused("another_root", f"root {signed.version} is not the one that this device knows")
             continue
         if signed.version != trusted.version + 1:
             raise ManifestRefused("metadata_mixed", f"root {trusted.version + 1} comes next, got {signed.version}")
         trusted.verify_delegate(ROOT, following.signed_bytes, following.signatures)
         signed.verify_delegate(ROOT, following.signed_bytes, following.signatures)
         trusted = signed
-        roots[signed.version] = data
+        roots[signed.version], known[signed.version] = data, following.signed_bytes
     return trusted, roots
 
 
-def _used(path: Path) -> int:
-    """Return the number of the metadata that were used last, 0 for none. Our own file: it was verified then."""
+def _seen(folder: Path) -> list[bytes]:
+    """Return the roots that were found valid after the pinned one, in order. Raises `StorageFailed`."""
+    found = {}
+    for path in folder.glob("*.root.json"):
+        number = path.name.removesuffix(".root.json")
+        if number.isascii() and number.isdecimal():
+            found[int(number)] = _read(path)
+    return [found[number] for number in sorted(found)]
+
+
+def _used(path: Path, role: str, above: "Root | Targets") -> int:
+    """Return the number of the metadata that were used last; 0 for none, or for keys that `above` names no more."""
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Targets
+    from tuf.api.serialization import DeserializationError
+
     try:
-        return int(json.loads(path.read_bytes())["signed"]["version"])
+        used = Metadata[Targets].from_bytes(_read(path))
+        above.verify_delegate(role, used.signed_bytes, used.signatures)
+        return int(used.signed.version)
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except DeserializationError as e:
+        raise StorageFailed(f"{path} cannot be read: {e}") from e
+    except RepositoryError:
+        return 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as e:
         raise StorageFailed(f"{path} cannot be read: {e}") from e
 
 

@@ -210,7 +210,7 @@ class ModelRuntime(Protocol):
         """
 
     def checked(self, sha256: str) -> bool:
-        """Whether these very bytes have passed `model_check` in this process."""
+        """Whether what this hash names, a template or a version's promises, has passed `model_check` here."""
 
     def mark_checked(self, sha256: str) -> None:
         """Remember that they have."""

@@ -138,8 +138,9 @@ class VersionKeeper:
             self._remembered_at = now
 
     def current(self) -> Held | None:
-        """Return the version for the keyboard: the refresh, or the training version before the first refresh."""
-        return self.slots.current("refresh") or self.slots.current("training")
+        """Return the version for the keyboard: the refresh. Before the first one it is the training version, but not
+        where a root is pinned: what the offline keys have not signed for keyboards reaches none."""
+        return self.slots.current("refresh") or (None if self._repository else self.slots.current("training"))
 
     def fetch_refresh(self) -> Manifest:
         """Fetch the announced refresh over HTTP and install it; raises what `ModelSlots.install` does."""
@@ -190,12 +191,17 @@ class VersionKeeper:
             if held is None or not after.on_trial:
                 self._tell_rolled_back(after)
                 return
+            if held.manifest.sha256 != after.current:
+                # No room to count the start: then there is none.
+                self.notes.refused.append(name_of(StorageFull()))
+                return
             last = bool(after.previous) and after.came_up + 1 >= after.boots_wanted
             health = self._try_out(after.current, after.previous if last else "")
             if health.reason:
-                self._tell_rolled_back(slots.change("refresh", activation.Unhealthy(health.reason)))
+                self._tell_rolled_back(slots.change("refresh", activation.Unhealthy(health.reason, after.current)))
                 return
-            slots.change("refresh", activation.CameUp(), *([activation.Healthy(health.said)] if last else []))
+            judged = [activation.Healthy(health.said, after.current)] if last else []
+            slots.change("refresh", activation.CameUp(after.current), *judged)
         except RuntimeFailed as e:
             # The start counts, and did not come up.
             self.notes.refused.append(name_of(e))

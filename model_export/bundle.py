@@ -5,7 +5,8 @@
     manifest.bin       the signed manifest (envelope kind "manifest")
     manifest_key.pub   the signer's public key, 64 hex digits, to be compared by other means before it is trusted
 
-A bundle is written beside its final name, synced, and renamed, so that a half-written one never stands there.
+A bundle is written beside its final name, synced, and renamed, so that a half-written one never stands there. It takes
+the place of an older bundle and of nothing else: neither of a file nor of a folder in which something else lies.
 """
 
 import hashlib
@@ -181,10 +182,26 @@ def _patched(template: bytes, draft: Manifest, tensors: Tensors) -> tuple[bytes,
     )
 
 
+def check_place(folder: Path) -> None:
+    """Raise `FileExistsError` where a bundle in `folder` would take the place of something that is no bundle.
+
+    `write_bundle` asks, too; a command asks before it converts for minutes.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FileExistsError(17, "is no folder", str(folder))
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name not in (MODEL_FILE, VOCABULARY_FILE, MANIFEST_FILE, KEY_FILE):
+            raise FileExistsError(17, "is no part of a bundle", str(path))
+
+
 def write_bundle(
     folder: Path, model: bytes, vocabulary: Vocabulary | None, manifest: Manifest, key: Ed25519PrivateKey
 ) -> None:
-    """Sign and write a bundle to `folder`, replacing an older one there. A model of arrays has no vocabulary."""
+    """Sign and write a bundle to `folder`, replacing an older one there. A model of arrays has no vocabulary.
+
+    Raises `FileExistsError` where something lies there that is no bundle; it stays.
+    """
+    check_place(folder)
     signed = envelope.sign(key, "manifest", encode_manifest(manifest))
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

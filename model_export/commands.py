@@ -15,11 +15,11 @@ from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.parser import colour_wanted
 from cli_contract.result import Result
-from model_export.bundle import make_manifest, write_bundle
+from model_export.bundle import check_place, make_manifest, write_bundle
 from model_export.checkpoint import save_checkpoint
 from model_export.conformance import measure_logit_error
 from model_export.corpus import Author, read_authors, read_brown, write_authors
-from model_export.export_arguments import MAX_VARIANTS
+from model_export.export_arguments import MAX_VARIANTS, POPULATION_RULE, is_population
 from model_export.failures import command_errors
 from model_export.golden_vectors import golden_vectors
 from model_export.lineage import export_lineage
@@ -84,7 +84,8 @@ def keygen(arguments: argparse.Namespace) -> Result:
         public = public_bytes(create_key(Path(arguments.file)))
     return Result(
         {"file": arguments.file, "key_id": key_id(public), "public_key": public.hex()},
-        next_command=f"model-export export --population NAME --signing-key {arguments.file} --output bundle",
+        next_command="model-export export-model MODEL.keras --loss NAME --population NAME "
+        f"--signing-key {arguments.file} --output bundle (or export, for the keyboard's network)",
     )
 
 
@@ -201,6 +202,7 @@ def export(arguments: argparse.Namespace) -> Result:
     started = time.monotonic()
     with progress_bar(5, "weights") as bar, command_errors():
         key = load_key(Path(arguments.signing_key))
+        check_place(Path(arguments.output))
         size = _wanted_size(arguments)
         vocabulary = Path(arguments.vocabulary) if arguments.vocabulary else None
         start = load_sized_start(size, arguments.checkpoint, vocabulary)
@@ -269,6 +271,7 @@ def needs_of(manifest: Manifest) -> tuple[str, ...]:
 def _check_export(arguments: argparse.Namespace) -> None:
     shapes = [(BATCH, LENGTH), *arguments.variants]
     rules = (
+        (is_population(arguments.population), f"{POPULATION_RULE}, got {arguments.population[:80]!r}"),
         (arguments.valid_days >= 1, f"--valid-days is positive, got {arguments.valid_days}"),
         (len(arguments.variants) <= MAX_VARIANTS, f"--variant is given at most {MAX_VARIANTS} times"),
         (len(set(shapes)) == len(shapes), f"--variant is given once and not {BATCH}x{LENGTH}, which is always there"),

@@ -3,6 +3,10 @@
 import argparse
 import re
 
+from wire_contract.errors import Malformed
+from wire_contract.topics import ModelTopic, build_topic
+
+POPULATION_RULE = "--population is 1 to 40 of a-z, 0-9 and -, not beginning with -"
 MAX_VARIANTS = 8
 _VARIANT = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 
@@ -21,6 +25,15 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
                         help="train signatures for B rows of L tokens, too, like 4x20; may be given again")  # fmt: skip
     parser.add_argument("--minimum-runtime", default="", metavar="RELEASE",
                         help="devices of an older edge-runtime refuse the version, like 0.2")  # fmt: skip
+
+
+def is_population(name: str) -> bool:
+    """Whether a population can bear this name: no topic could announce a version of another one."""
+    try:
+        build_topic(ModelTopic(name, "refresh"))
+    except Malformed:
+        return False
+    return True
 
 
 def _variant(text: str) -> tuple[int, int]:

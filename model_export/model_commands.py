@@ -10,6 +10,7 @@ from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.parser import Parser, add_command
 from cli_contract.result import Result, table
+from model_export.export_arguments import POPULATION_RULE, is_population
 
 if TYPE_CHECKING:
     from model_export.keras_graph.examine import Examined
@@ -75,7 +76,14 @@ def _examined(arguments: argparse.Namespace) -> "tuple[Any, Examined | Refused]"
 def _refusal(refused: "Refused") -> Result:
     rows = [{"layer": r.layer, "kind": r.kind, "reason": r.reason, "change": r.change} for r in refused.refusals]
     return Result(
-        {"exportable": False, "refusals": rows, "items": []},
+        {
+            "exportable": False,
+            "error_code": "NOT_EXPORTABLE",
+            "message": f"this model cannot be exported: {refused.lines().splitlines()[0]}",
+            "hint": "",
+            "refusals": rows,
+            "items": [],
+        },
         text=f"This model cannot be exported:\n{refused.lines()}",
         exit_code=ExitCode.REFUSED,
     )
@@ -118,6 +126,7 @@ def _count(shape: "tuple[int, ...]") -> int:
 def _check(arguments: argparse.Namespace) -> None:
     rules = (
         (1 <= arguments.batch <= LARGEST_BATCH, f"--batch is from 1 to {LARGEST_BATCH}, got {arguments.batch}"),
+        (is_population(arguments.population), f"{POPULATION_RULE}, got {arguments.population[:80]!r}"),
         (arguments.valid_days >= 1, f"--valid-days is positive, got {arguments.valid_days}"),
         (
             re.fullmatch(r"(\d{1,4}(\.\d{1,4}){0,2})?", arguments.minimum_runtime),
@@ -130,7 +139,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _export_model(arguments: argparse.Namespace) -> Result:
-    from model_export.bundle import write_bundle
+    from model_export.bundle import check_place, write_bundle
     from model_export.commands import progress_bar
     from model_export.failures import command_errors
     from model_export.keras_graph.refusal import Refused
@@ -142,6 +151,7 @@ def _export_model(arguments: argparse.Namespace) -> Result:
     started, now = time.monotonic(), int(time.time()) if arguments.created_at is None else arguments.created_at
     with progress_bar(4, "examining") as bar, command_errors():
         key = load_key(Path(arguments.signing_key))
+        check_place(Path(arguments.output))
         model, found = _examined(arguments)
         if isinstance(found, Refused):
             return _refusal(found)

@@ -33,6 +33,8 @@ def read_version(path: Path, manifest_path: Path | None = None) -> Bundle:
 
     Raises the contract's errors, or `FileNotFoundError`.
     """
+    if not path.exists():
+        raise FileNotFoundError(2, "no such file or folder", str(path))
     model_path = path / MODEL_FILE if path.is_dir() else path
     signed = read_limited(manifest_path or _manifest_of(model_path), envelope.MAX_ENVELOPE_BYTES)
     manifest = decode_manifest(envelope.read_envelope(signed).body)

@@ -208,6 +208,17 @@ def template_hash(data: bytes, manifest: Manifest) -> str:
     return digest.hexdigest()
 
 
+def promises_hash(manifest: Manifest) -> str:
+    """Return a SHA-256 over all that a device checks of a version's file: what two manifests of one file must share for
+    the second to be believed on the first one's check. The version's story (number, kind, dates, addresses, lineage)
+    and what a device must know of itself are left out."""
+    plain = msgspec.structs.replace(
+        manifest, version=1, kind="training", created_at=0, expires_at=1, url="", vocabulary_url="", undo_of=0,
+        needs=(), minimum_runtime="", lineage=None,
+    )  # fmt: skip
+    return hashlib.sha256(b"edge-federation promises v1\n" + msgspec.msgpack.encode(plain)).hexdigest()
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the bytes that get signed; inverse of `decode_manifest`. Raises `Malformed` if a rule is broken."""
     check_manifest(manifest)
@@ -267,6 +278,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_url("url", manifest.url)
     _check_url("vocabulary_url", manifest.vocabulary_url)
     _check_family(manifest)
+    _check_golden(manifest.golden)
     check_golden_vectors(manifest.golden_vectors, manifest.vocabulary_words)
     if len(manifest.needs) > 64 or any(not _NEED.fullmatch(need) for need in manifest.needs):
         raise Malformed(f"needs are at most 64 capabilities like `signature:train`, got {manifest.needs[:8]}")
@@ -303,6 +315,15 @@ def _check_family(manifest: Manifest) -> None:
             raise Malformed(f"an example array is named in lower case, got {spec.name[:80]!r}")
 
 
+def _check_golden(golden: Golden) -> None:
+    """Limits that let everything pass are none, and token ids are what a signature takes: int32."""
+    tolerances = (golden.loss_tolerance, golden.logit_tolerance)
+    if not all(0 <= tolerance < math.inf for tolerance in tolerances) or not math.isfinite(golden.template_loss):
+        raise Malformed(f"a golden loss and its tolerances are finite, got {golden.template_loss}, {tolerances}")
+    if len(golden.tokens) > 4096 or any(not 0 <= token < 1 << 31 for token in golden.tokens):
+        raise Malformed(f"a golden context has at most 4096 ids from 0 to 2^31 - 1, got {golden.tokens[:16]}")
+
+
 def check_golden_vectors(vectors: tuple[GoldenVector, ...], words: int) -> None:
     """Raise `Malformed` unless there are at most 64 and each names a few ids of the vocabulary (0 words: of none)."""
     if len(vectors) > 64:
@@ -311,11 +332,14 @@ def check_golden_vectors(vectors: tuple[GoldenVector, ...], words: int) -> None:
         ids = (*vector.ids, *vector.context)
         if not 1 <= len(vector.ids) <= 16 or len(vector.context) > 4096 or not 0 <= vector.example < 1 << 31:
             raise Malformed(f"a golden vector has 1 to 16 ids, got {len(vector.ids)} for {len(vector.context)} tokens")
-        if any(not 0 <= i < (words or 1 << 31) for i in ids):
+        if any(not 0 <= i < min(words or 1 << 31, 1 << 31) for i in ids):
             raise Malformed(f"a golden vector's ids are of the vocabulary of {words} words, got {ids[:16]}")
 
 
 def _check_tensor(tensor: TensorEntry) -> None:
+    # A line break in a name would let two layouts have one fingerprint.
+    if not 1 <= len(tensor.name) <= 256 or not tensor.name.isprintable():
+        raise Malformed(f"a tensor's name has 1 to 256 printable characters, got {tensor.name[:80]!r}")
     if not 1 <= len(tensor.shape) <= 4 or any(not 1 <= n <= MAX_PARAMETERS for n in tensor.shape):
         raise Malformed(f"a tensor has one to four positive dimensions, got {tensor.name}: {tensor.shape}")
     if not tensor.offsets or any(offset < 0 for offset in (*tensor.offsets, *tensor.scale_offsets)):
@@ -330,6 +354,8 @@ def _check_train_input(train_input: TrainInput, shapes: dict[str, tuple[int, ...
     rank = len(train_input.shape)
     if not 1 <= rank <= 4 or any(n < 1 for n in train_input.shape) or math.prod(train_input.shape) > MAX_PARAMETERS:
         raise Malformed(f"a train input has at most {MAX_PARAMETERS} values, got {train_input.shape}")
+    if not math.isfinite(train_input.fill):
+        raise Malformed(f"columns that no part takes hold a finite number, got {train_input.fill}")
     if not train_input.parts:
         raise Malformed(f"a train input has parts, got none for {train_input.name}")
     column = 0

@@ -2,8 +2,16 @@
 
 One connection a download. Redirects are not followed: the manifest's address is the address. Over https the server's
 name is checked against the system's certificate authorities, or the one in a file.
+
+A server that sends a byte now and then would keep a device waiting for weeks, and no timeout of one read would notice
+(the slow retrieval attack of TUF, 1.5.2): a head that is not whole, or a body that came more slowly than
+`LEAST_BYTES_PER_S` over `PATIENCE_S`, counts as a link that broke. What had come stays, and is gone on from.
 """
 
+import contextlib
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,14 +22,21 @@ if TYPE_CHECKING:
     import http.client
 
 TIMEOUT_S = 15.0
+PATIENCE_S = 60.0
+# GPRS brings some 5000.
+LEAST_BYTES_PER_S = 256
 PIECE_BYTES = 256 * 1024
 
 
 class HttpDownloads:
-    """Implements the Downloads port. `ca_file` (PEM) names the authority of an https server, "" the system's."""
+    """Implements the Downloads port. `ca_file` (PEM) names the authority of an https server, "" the system's.
 
-    def __init__(self, timeout_s: float = TIMEOUT_S, *, ca_file: str = "") -> None:
+    `patience_s` is how long a server may be slower than `LEAST_BYTES_PER_S`.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S, *, ca_file: str = "", patience_s: float = PATIENCE_S) -> None:
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
         self._ca_file = ca_file
 
     def fetch(self, url: str, start: int, limit_bytes: int) -> Download:
@@ -29,7 +44,7 @@ class HttpDownloads:
         headers = {"Range": f"bytes={start}-"} if start else {}
         connection = connect(url, self._timeout_s, self._ca_file)
         try:
-            response = request(connection, "GET", url, None, headers)
+            response = request(connection, "GET", url, None, headers, self._patience_s)
         except BaseException:
             connection.close()
             raise
@@ -44,7 +59,7 @@ class HttpDownloads:
             connection.close()
             raise Unreachable(f"{url} answers {response.status} {response.reason}")
         begins = start if response.status == 206 else 0
-        return Download(begins, _read(connection, response, url, limit_bytes - begins))
+        return Download(begins, _read(connection, response, url, limit_bytes - begins, self._patience_s))
 
 
 def connect(url: str, timeout_s: float, ca_file: str = "") -> "http.client.HTTPConnection":
@@ -67,41 +82,76 @@ def connect(url: str, timeout_s: float, ca_file: str = "") -> "http.client.HTTPC
 
 
 def request(
-    connection: "http.client.HTTPConnection", method: str, url: str, body: bytes | None, headers: dict[str, str]
-) -> "http.client.HTTPResponse":
-    """Send one request and return the answer's head. Raises `Unreachable`."""
+    connection: "http.client.HTTPConnection", method: str, url: str, body: bytes | None, headers: dict[str, str],
+    patience_s: float = PATIENCE_S,
+) -> "http.client.HTTPResponse":  # fmt: skip
+    """Send one request and return the answer's head, which is whole within `patience_s`. Raises `Unreachable`."""
     import http.client
 
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    gave_up = threading.Event()
+    late = threading.Timer(patience_s, _break_off, (connection, gave_up))
+    late.daemon = True
     try:
         connection.request(method, target, body=body, headers=headers)
-        return connection.getresponse()
+        late.start()
+        answer = connection.getresponse()
+        if gave_up.is_set():
+            # Where a head is cut, http.client takes what came of it for the whole.
+            raise TimeoutError(f"its head took longer than {patience_s:g} s")
+        return answer
     except (OSError, http.client.HTTPException) as e:
         raise Unreachable(f"{parts.scheme}://{parts.netloc} does not answer: {e}") from e
     except ValueError as e:
         # Among them UnicodeError, of a path or a host name that is not ASCII.
         raise Unreachable(f"an address is http://HOST[:PORT]/..., got {url[:200]!r}: {e}") from e
+    finally:
+        late.cancel()
+
+
+def _break_off(connection: "http.client.HTTPConnection", gave_up: threading.Event) -> None:
+    gave_up.set()
+    # Reading ends where it is; to close the socket is for whoever reads, and perhaps has done so.
+    with contextlib.suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _read(
-    connection: "http.client.HTTPConnection", response: "http.client.HTTPResponse", url: str, limit_bytes: int
-) -> Iterator[bytes]:
+    connection: "http.client.HTTPConnection", response: "http.client.HTTPResponse", url: str, limit_bytes: int,
+    patience_s: float,
+) -> Iterator[bytes]:  # fmt: skip
+    """Yield the body in pieces of `PIECE_BYTES`, and what came of it before a link broke."""
     import http.client
 
-    left = limit_bytes
+    # `read1` does not keep the response's own count before Python 3.13.
+    left, missing = limit_bytes, response.length
+    gathered, began = bytearray(), time.monotonic()
     try:
-        while piece := response.read(min(PIECE_BYTES, left + 1)):
+        while missing is None or missing:
+            piece = response.read1(min(PIECE_BYTES, left + 1, PIECE_BYTES if missing is None else missing))
+            if not piece:
+                break
             left -= len(piece)
             if left < 0:
                 raise TooLarge(f"{url} has more than the {limit_bytes} bytes that were announced")
-            yield piece
-        if response.length:
-            raise Unreachable(f"{url} broke off {response.length} bytes before its end")
+            missing = None if missing is None else missing - len(piece)
+            gathered += piece
+            if len(gathered) >= PIECE_BYTES:
+                yield bytes(gathered)
+                gathered.clear()
+            taken = time.monotonic() - began
+            if taken > patience_s and limit_bytes - left < LEAST_BYTES_PER_S * taken:
+                raise TimeoutError(f"{limit_bytes - left} bytes in {taken:.0f} s")
+        broke = f"{missing} bytes before its end" if missing else ""
     except (OSError, http.client.HTTPException) as e:
-        raise Unreachable(f"{url} broke off: {e}") from e
+        broke = str(e) or type(e).__name__
     finally:
         connection.close()
+    if gathered:
+        yield bytes(gathered)
+    if broke:
+        raise Unreachable(f"{url} broke off: {broke}")
 
 
 def read_all(download: Download) -> bytes:

@@ -9,7 +9,10 @@ Nothing of a file is run: a `.keras` archive is opened for its weights alone, it
 import io
 import json
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +27,11 @@ from wire_contract.manifest import MAX_PARAMETERS
 Arrays = dict[str, NDArray[np.generic]]
 KERAS_WEIGHTS: Final = "model.weights.h5"
 _MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
+# What an archive or a header of any bytes makes the standard library and numpy raise, OSError apart.
+_BROKEN: Final = (
+    EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _FLOATS: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
@@ -54,10 +62,10 @@ def read_npz(path: Path) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            _check_count(path, len(infos), sum(info.file_size for info in infos))
+            _check_members(path, infos)
             for info in infos:
                 arrays[info.filename.removesuffix(".npy")] = _npy(archive.read(info), f"{path.name}: {info.filename}")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as e:
+    except _BROKEN as e:
         raise BadImport(f"{path.name}: an .npz is an archive of arrays: {e}") from e
     return arrays
 
@@ -70,8 +78,10 @@ def _npy(data: bytes, name: str) -> NDArray[np.generic]:
             raise BadImport(f"{name} is a version 1.0 or 2.0 .npy, got {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = read(member)
-    except ValueError as e:
-        raise BadImport(f"{name} is an .npy: {e}") from e
+    except _BROKEN as e:
+        raise BadImport(f"{name} is an .npy: {' '.join(str(e).split())[:200]}") from e
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise BadImport(f"{name} has a shape of numbers from 0, got {str(shape)[:80]}")
     raw = data[member.tell() :]
     if dtype.hasobject or dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(raw):
         raise BadImport(f"{name} holds {dtype} of shape {shape}, got {len(raw)} bytes")
@@ -119,7 +129,11 @@ def _safetensor(body: memoryview, spec: Any, name: str) -> NDArray[np.generic]:
         return values
     if kind == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError as e:
+        # An array without values may say anything of its other dimensions.
+        raise BadImport(f"{name} has a shape that an array can have, got {str(shape)[:80]}: {e}") from e
 
 
 def read_keras(path: Path) -> Arrays:
@@ -129,9 +143,9 @@ def read_keras(path: Path) -> Arrays:
             if KERAS_WEIGHTS not in archive.namelist():
                 raise BadImport(f"{path.name}: a .keras file holds {KERAS_WEIGHTS}, got {archive.namelist()[:6]}")
             info = archive.getinfo(KERAS_WEIGHTS)
-            _check_count(path, len(archive.namelist()), info.file_size)
+            _check_members(path, archive.infolist())
             return _hdf5(io.BytesIO(archive.read(info)), path.name)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as e:
+    except _BROKEN as e:
         raise BadImport(f"{path.name}: a .keras file is a zip archive: {e}") from e
 
 
@@ -184,7 +198,11 @@ def _walk(
             aliases.setdefault(f"{layer}/{key}", []).append(prefix + key)
 
 
-def _check_count(path: Path, members: int, size_bytes: int) -> None:
+def _check_members(path: Path, infos: list[zipfile.ZipInfo]) -> None:
+    other = [info for info in infos if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
+    if other:
+        raise BadImport(f"{path.name}: members are stored or deflated, got {other[0].compress_type}")
+    members, size_bytes = len(infos), sum(info.file_size for info in infos)
     if members > MAX_ARRAYS or size_bytes > MAX_SOURCE_BYTES:
         raise BadImport(
             f"{path.name}: an archive holds at most {MAX_ARRAYS} members of {MAX_SOURCE_BYTES} bytes in sum, "

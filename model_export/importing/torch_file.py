@@ -4,13 +4,16 @@ Unpickling runs whatever the file names. So its opcodes are read by this module'
 `torch.save` writes for a state dict and nothing else. The rules:
 - the only globals are `collections.OrderedDict`, `torch._utils._rebuild_tensor_v2` and torch's storages; any other is
   refused by its name, and none is ever imported or called;
+- keys are text or numbers, and nothing is nested where Python's own recursion would follow it;
 - a storage is exactly as long as its member of the archive, and a tensor lies inside its storage;
 - sizes are checked before anything is made: of the archive's members, of the pickle, of each tensor, of all tensors.
 """
 
 import math
 import pickletools
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -89,7 +92,7 @@ def read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
         raise BadImport(
             f"{path.name}: a state dict is the zip form of torch.save (PyTorch 1.6 or newer) or .safetensors: {e}"
         ) from e
-    except (EOFError, NotImplementedError, RuntimeError, zipfile.LargeZipFile) as e:
+    except (EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error) as e:
         raise BadImport(f"{path.name}: the archive cannot be read: {e}") from e
 
 
@@ -140,6 +143,9 @@ class _Machine:
             self._top(list).extend(values)
         elif name in ("SETITEM", "SETITEMS"):
             values = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else self._to_mark()
+            # A tuple as a key is hashed to its bottom, however deep: that ends the process and not the reading.
+            if any(type(key) not in (str, int) for key in values[::2]):
+                raise TypeError("a key is text or a number")
             self._top(dict).update(zip(values[::2], values[1::2], strict=True))
         elif name == "GLOBAL":
             stack.append(self._global(argument))
@@ -178,9 +184,11 @@ class _Machine:
 
 
 def _storage(named: Any) -> _Storage:
+    if type(named) is not tuple or len(named) != 5:
+        raise TypeError("a persistent id has five parts")
     kind_of, kind, key, _, length = named
-    if kind_of != "storage" or not isinstance(kind, _Global) or kind.name not in _STORAGES:
-        raise TypeError(f"a persistent id is a storage, got {str(kind_of)[:40]!r}")
+    if type(kind_of) is not str or kind_of != "storage" or not isinstance(kind, _Global) or kind.name not in _STORAGES:
+        raise TypeError("a persistent id is a storage that torch.save knows")
     if not isinstance(key, str) or type(length) is not int or not 0 <= length <= MAX_PARAMETERS:
         raise ValueError(f"a storage has at most {MAX_PARAMETERS} values, got {str(length)[:40]}")
     return _Storage(kind.name, key, length)
@@ -190,10 +198,15 @@ def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise TypeError("a function is called by name with a tuple")
     if function.name == _DICT:
-        return dict(*arguments)
+        # torch.save makes it empty, and fills it.
+        if arguments:
+            raise TypeError("an OrderedDict is made empty")
+        return {}
     if function.name != _TENSOR:
         raise TypeError(f"a storage is not called, got {function.name}")
     storage, offset, shape, strides = arguments[:4]
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) > _MAX_DEPTH:
+        raise TypeError(f"a tensor has at most {_MAX_DEPTH} dimensions")
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or len(shape) != len(strides) or any(type(n) is not int for n in numbers):
         raise TypeError("a tensor has a storage, an offset, and as many strides as dimensions")
@@ -236,14 +249,17 @@ def _arrays(
         if min((tensor.offset, *tensor.shape, *tensor.strides), default=0) < 0 or total > MAX_PARAMETERS:
             raise BadImport(f"a state dict has at most {MAX_PARAMETERS} values, got {name[:80]}: {tensor.shape[:9]}")
         last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True) if n)
-        if math.prod(tensor.shape) and last >= storage.length:
+        # A step along an axis of one value, or of a tensor of none, is never taken: torch writes any number there.
+        holds = bool(math.prod(tensor.shape))
+        steps = [step if n > 1 and holds else 0 for n, step in zip(tensor.shape, tensor.strides, strict=True)]
+        if tensor.offset > storage.length or (holds and last >= storage.length):
             raise BadImport(f"a tensor lies inside its storage of {storage.length} values, got {name[:80]} to {last}")
         if storage.key not in storages:
             storages[storage.key] = _values(archive, members, f"{folder}data/{storage.key}", storage)
         values = storages[storage.key]
         if values.dtype != np.dtype(_STORAGES[storage.kind]) or len(values) != storage.length:
             raise BadImport(f"a storage has one type and length, got {storage.kind} for {storage.key[:40]!r}")
-        strides = tuple(step * values.itemsize for step in tensor.strides)
+        strides = tuple(step * values.itemsize for step in steps)
         view = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides, writeable=False)
         copy = np.array(view, order="C")
         if storage.kind == _BFLOAT16:

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from model_export.keras_graph.activations import ACTIVATIONS, activation_name
 from model_export.keras_graph.graph import GraphInput, ModelGraph, Step, flatten, is_layer, refs
 from model_export.keras_graph.losses import LOSSES, Loss
@@ -145,6 +147,7 @@ def examine(model: Any, loss: str, frozen: Collection[str] = (), train_head: int
                 model.name, type(model).__name__, "has no weight to learn", "leave a layer trainable, or freeze fewer"
             )
         )
+    refusals += _not_finite(graph)
     size = sum(_count(weight.shape) for weight in (*trainable, *fixed))
     if size > MAX_MODEL_BYTES:
         reason = f"has {size} values of a byte or more, and a device takes {MAX_MODEL_BYTES} bytes"
@@ -366,6 +369,19 @@ def _weights(graph: ModelGraph, kept: set[int], taken_names: set[str]) -> tuple[
             else:
                 fixed.append(Weight(_free_name(wanted, fixed_names), variable, (number, place)))
     return tuple(trainable), tuple(fixed)
+
+
+def _not_finite(graph: ModelGraph) -> list[Refusal]:
+    """Return a refusal for each layer that training has ruined: nothing compares with a NaN, and no step mends it."""
+    found: dict[int, Refusal] = {}
+    for step in graph.steps:
+        for variable in step.operation.weights if is_layer(step.operation) else ():
+            values = np.asarray(variable)
+            if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+                reason = f"{_own_path(variable, step)} holds values that are not finite"
+                change = "train it again with a smaller learning rate, or clipped gradients"
+                found.setdefault(id(step.operation), Refusal(step.name, step.kind, reason, change))
+    return list(found.values())
 
 
 def _own_path(variable: Any, step: Step) -> str:

@@ -31,9 +31,16 @@ def load_keras(path: Path) -> Any | Refused:
     refusals = [*_code_in(found)]
     if refusals:
         return Refused(tuple(dict.fromkeys(refusals)))
+    from tensorflow.errors import OpError
+
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, RecursionError) as e:
+    except OpError as e:
+        # The configuration's sizes are believed before the weights are read.
+        said = " ".join(str(e.message).split())[-120:]
+        return _refused(path, f"asks for tensors that cannot be made: {said}", "train a smaller model")
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, OSError, RuntimeError, MemoryError,
+            ArithmeticError) as e:  # fmt: skip
         # Keras raises what the broken part happens to meet.
         said = " ".join(str(e).split())[:200] or type(e).__name__
         return _refused(path, f"cannot be read by Keras {keras.__version__}: {said}", "save it again with model.save")

@@ -185,3 +185,19 @@ def test_the_list_of_what_was_bad_is_bounded():
 def test_the_page_shows_the_table_as_it_is():
     page = (Path(__file__).parents[2] / "docs" / "activation.md").read_text()
     assert f"```mermaid\n{diagram()}```" in page, "python -m edge_runtime.activation_diagram"
+
+
+@pytest.mark.parametrize("event", [CameUp(B), Healthy("0.98 times the perplexity", B), Unhealthy("too_slow", B)])
+def test_what_was_found_of_one_version_is_never_said_of_the_one_that_took_its_place(event):
+    """While the trainer judges B, somebody plugs in C over USB."""
+    third = after(*up(BOOTS), Installed(C, 3), slot=TRIAL)
+    with pytest.raises(StepRefused) as caught:
+        step(third, event)
+    assert caught.value.reason == "another_version"
+    assert (third.current, third.floor, third.came_up, third.bad) == (C, 1, 0, ())
+
+
+def test_a_lower_version_never_takes_the_place_of_one_on_trial():
+    with pytest.raises(StepRefused) as caught:
+        step(after(Installed(C, 3), slot=SETTLED), Installed(B, 2))
+    assert caught.value.reason == "lower_version"

@@ -170,6 +170,21 @@ def test_a_header_that_asks_for_more_than_there_is_makes_no_array(shape):
         read_npz(data, MANIFEST)
 
 
+@pytest.mark.parametrize("shape", [b"(1, 2", b"(True, 2), }", b"(-1, -2), }", b"''", b"(1, 2,) + (3,)"])
+def test_a_header_that_numpy_stumbles_over_is_refused(shape):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape
+    body = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8)
+    with pytest.raises(ExamplesRefused):
+        read_npz(zipped(*((spec.name + ".npy", body) for spec in MANIFEST.examples)), MANIFEST)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_that_numpy_does_not_write_are_refused_by_number(compression):
+    entries = [(spec.name + ".npy", bytes(100)) for spec in MANIFEST.examples]
+    with pytest.raises(ExamplesRefused, match=f"stored or deflated, got compression {compression}"):
+        read_npz(zipped(*entries, compression=compression), MANIFEST)
+
+
 def test_an_array_that_stands_twice_is_refused():
     body = npy(good()["site"])
     with pytest.warns(UserWarning, match="Duplicate"):

@@ -1,8 +1,10 @@
 """Downloads and enrolment against a real HTTP server of the standard library."""
 
+import contextlib
 import http.server
 import ssl
 import threading
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,6 +25,7 @@ BODY = bytes(range(256)) * 4000
 
 class Handler(http.server.BaseHTTPRequestHandler):
     ranges, cut_after, answer = True, None, None
+    drips = ""
 
     def do_GET(self):
         if self.path != "/v1/models/x":
@@ -33,9 +36,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start >= len(BODY):
             self.send_error(416)
             return
+        if self.drips == "head":
+            self.drip(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50)
+            return
         self.send_response(206 if wanted and self.ranges else 200)
         self.send_header("Content-Length", str(len(BODY) - start))
         self.end_headers()
+        if self.drips:
+            self.drip(BODY)
+            return
         self.wfile.write(BODY[start:][: self.cut_after])
         if self.cut_after is not None:
             self.wfile.flush()
@@ -48,6 +57,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
+
+    def drip(self, data):
+        with contextlib.suppress(OSError):
+            for byte in data[:200]:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.02)
 
     def log_message(self, *arguments):
         pass
@@ -95,6 +111,27 @@ def test_more_bytes_than_announced_are_refused_and_a_cut_is_unreachable(server):
     server.cut_after = 300_000
     with pytest.raises(Unreachable, match="broke off"):
         read_all(fetch(server))
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_drips_is_a_link_that_broke_and_what_came_is_kept(server, part):
+    server.drips = part
+    downloads, came = HttpDownloads(15, patience_s=0.3), bytearray()
+    with pytest.raises(Unreachable):
+        for piece in downloads.fetch(f"{server.url}/v1/models/x", 0, len(BODY)).chunks:
+            came += piece
+    # Not the whole drip, for nobody waited so long; and none of it was lost.
+    assert bytes(came) == BODY[: len(came)] and len(came) < 200
+    assert bool(came) == (part == "body")
+
+
+def test_what_came_before_a_link_broke_is_not_lost(server):
+    server.cut_after = 300_000
+    came = bytearray()
+    with pytest.raises(Unreachable, match="broke off"):
+        for piece in fetch(server).chunks:
+            came += piece
+    assert bytes(came) == BODY[:300_000]
 
 
 def test_what_is_missing_and_what_does_not_answer_are_told_apart(server):

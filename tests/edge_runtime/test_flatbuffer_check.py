@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from edge_runtime import model_slots
-from edge_runtime.flatbuffer_check import FileRefused, check, verify
+from edge_runtime.flatbuffer_check import MAX_FIELDS, MAX_READ_BYTES, MAX_TABLES, FileRefused, check, verify
 from edge_runtime.flatbuffer_operators import OPERATORS
 from edge_runtime.model_slots import ModelSlots, VersionRefused
 from edge_runtime.trust import Keys
@@ -75,6 +76,75 @@ def test_a_range_over_a_constant_of_another_kind_is_refused():
     lying = msgspec.structs.replace(floats, kind="float16")
     manifest = msgspec.structs.replace(MANIFEST, tensors=(lying,))
     assert refusal(MODEL, manifest) == "bad_ranges"
+
+
+def test_a_constant_that_holds_a_piece_of_the_structure_is_no_place_for_a_version_to_write():
+    """A later version could turn the name into anything: only the first one's structure was looked at."""
+    whole, name = bytearray(MODEL), struct.pack("<I", 8) + b"evaluate\0"
+    leads = next(
+        at for at in range(0, len(whole), 4) if whole[at + struct.unpack_from("<I", whole, at)[0] :][:13] == name
+    )
+    weight = max((entry for entry in MANIFEST.tensors if entry.size_bytes > 64), key=lambda entry: entry.offsets[0])
+    place = -(-weight.offsets[0] // 4) * 4
+    whole[place : place + len(name)] = name
+    struct.pack_into("<I", whole, leads, place - leads)
+    assert sorted(verify(bytes(whole)).signatures) == sorted(MANIFEST.signatures)
+    with pytest.raises(FileRefused, match="a version changes no table") as caught:
+        check(bytes(whole), MANIFEST)
+    assert caught.value.reason == "bad_ranges"
+
+
+def test_constants_that_lie_in_each_other_are_refused():
+    """What a version may change of the one is what an op does in the other."""
+    contents, whole = verify(MODEL), bytearray(MODEL)
+    large = max(contents.constants, key=lambda each: each[1] - each[0])
+    small, size = next(
+        (start, stop - start) for start, stop, kind in contents.constants if kind == "int32" and start < large[0]
+    )
+    # Nearly always one place: the Buffer that leads to it.
+    (leads,) = [at for at in range(0, small, 4) if at + struct.unpack_from("<I", whole, at)[0] == small - 4]
+    place = -(-large[0] // 16) * 16 + 16
+    struct.pack_into("<I", whole, place - 4, size)
+    struct.pack_into("<I", whole, leads, place - 4 - leads)
+    with pytest.raises(FileRefused, match="constants and scales lie apart"):
+        verify(bytes(whole))
+
+
+def tables_upon_tables(fields, count):
+    """A model of `count` subgraphs, each a table of four bytes with the same vtable of `fields` empty fields."""
+    data = bytearray(8192 + 8 * count + 2 * fields)
+    data[4:8] = b"TFL3"
+    struct.pack_into("<I", data, 0, 64)
+    struct.pack_into("<HH8H", data, 16, 20, 16, 4, 0, 8, 0, 0, 0, 0, 0)
+    vector, shared = 4096, len(data) - 4 - 2 * fields
+    struct.pack_into("<iII", data, 64, 64 - 16, 3, vector - 72)
+    struct.pack_into("<I", data, vector, count)
+    struct.pack_into("<HH", data, shared, 4 + 2 * fields, 4)
+    for at in range(vector + 4, vector + 4 + 4 * count, 4):
+        table = at + 4 * count
+        struct.pack_into("<I", data, at, table - at)
+        struct.pack_into("<i", data, table, table - shared)
+    return bytes(data)
+
+
+def test_a_flood_of_tables_or_fields_is_refused_before_it_is_in_memory():
+    assert verify(tables_upon_tables(MAX_FIELDS, 8)).tables == 9
+    for data, rule in (
+        (tables_upon_tables(0, MAX_TABLES), "at most 131072 tables"),
+        (tables_upon_tables(MAX_FIELDS + 1, 8), "at most 64 fields"),
+    ):
+        with pytest.raises(FileRefused, match=rule):
+            verify(data)
+
+
+def test_one_table_that_is_referred_to_without_end_is_refused():
+    """4 bytes a reference, and a whole subgraph to look at for each: the work must not be their product."""
+    whole = bytearray(tables_upon_tables(0, MAX_READ_BYTES // 32))
+    count = struct.unpack_from("<I", whole, 4096)[0]
+    for at in range(4100, 4100 + 4 * count, 4):
+        struct.pack_into("<I", whole, at, 4100 + 4 * count - at)
+    with pytest.raises(FileRefused, match="each reference counted"):
+        verify(bytes(whole))
 
 
 def test_a_file_that_hashes_right_and_is_built_wrong_never_reaches_the_interpreter(tmp_path):

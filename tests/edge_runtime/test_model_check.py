@@ -63,6 +63,66 @@ def test_a_golden_vector_that_the_signature_cannot_be_asked_refuses_the_version(
     assert refusal(msgspec.structs.replace(MANIFEST, golden_vectors=(long,))) == "does_not_run"
 
 
+class Lying:
+    """An interpreter whose `evaluate` answers what no sound graph does."""
+
+    def __init__(self, **answer):
+        self.answer = answer
+
+    def run(self, signature, inputs):
+        return self.answer
+
+
+class LyingRuntime(Forgetful):
+    def __init__(self, **answer):
+        self.answer = answer
+
+    def template(self, manifest, read):
+        return Lying(**self.answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"loss": np.float32(1), "count": np.float32(0)},
+        {"loss": np.ones(3, np.float32), "count": np.float32(1)},
+        {},
+        {"loss": None, "count": np.float32(1)},
+    ],
+    ids=["of no words", "many losses", "no loss", "nothing"],
+)
+def test_a_graph_that_answers_otherwise_than_it_should_is_refused_and_ends_no_process(answer):
+    with np.errstate(divide="ignore"):
+        assert refusal(MANIFEST, LyingRuntime(**answer)) in ("does_not_run", "template_loss")
+
+
+@pytest.mark.filterwarnings("ignore:NumPy will stop allowing:DeprecationWarning")
+def test_a_golden_vector_of_a_word_that_no_signature_takes_is_refused_and_ends_no_process():
+    far = GoldenVector(context=(1 << 40,), ids=(5, 6, 7))
+    manifest = msgspec.structs.replace(MANIFEST, vocabulary_words=1 << 41, golden_vectors=(far,))
+    # Numpy 1 wraps such a number round, numpy 2 does not make it.
+    assert refusal(manifest) in ("does_not_run", "golden_vector")
+
+
+class Remembering(Forgetful):
+    def __init__(self):
+        self.names = set()
+
+    def checked(self, sha256):
+        return sha256 in self.names
+
+    def mark_checked(self, sha256):
+        self.names.add(sha256)
+
+
+def test_a_file_that_passed_for_training_is_checked_again_for_the_vectors_of_a_refresh():
+    runtime = Remembering()
+    check(MODEL, MANIFEST, runtime)
+    check(b"nobody reads it", MANIFEST, runtime)
+    wrong = msgspec.structs.replace(vectors(1)[0], ids=vectors(1)[0].ids[::-1])
+    assert refusal(msgspec.structs.replace(MANIFEST, golden_vectors=(wrong,)), runtime) == "golden_vector"
+
+
 def test_the_vectors_that_a_device_would_ship_are_those_that_it_checks():
     changed = {
         name: value * np.float32(6 if name == "output_bias" else 1)

@@ -9,7 +9,7 @@ from edge_runtime.ports import NotThere, Unreachable
 from edge_runtime.trust import Keys, ManifestRefused
 from tests.edge_runtime.fakes import FakeBroker, FakeClock, FakeDownloads, ToyAggregator
 from wire_contract import envelope
-from wire_contract.manifest import encode_manifest
+from wire_contract.manifest import GoldenVector, encode_manifest
 
 
 class Device:
@@ -124,6 +124,35 @@ def test_a_version_that_fails_its_golden_check_never_becomes_current(device):
         device.install()
     assert caught.value.reason == "template_loss"
     assert device.open().current("training").manifest == first and len(device.models()) == 1
+
+
+def test_a_file_that_is_here_is_checked_again_where_another_manifest_promises_more_of_it(device):
+    """The release is a training version's bytes under a manifest with golden vectors: those must be asked, too."""
+    device.install("training")
+    asked = []
+    device.slots._check = lambda data, manifest: asked.append((data, len(manifest.golden_vectors)))
+    told = GoldenVector(context=(1, 5), ids=(7, 6, 5))
+    model = device.aggregator.model
+    signed, manifest, _ = device.aggregator.next_version(
+        "refresh", golden_vectors=(told,), sha256=device.aggregator.manifest.sha256
+    )
+    device.slots.install(signed, "refresh", device.clock.now())
+    assert asked == [(model, 1)] and manifest.sha256 == device.slots.slot("refresh").current
+
+
+def test_a_second_manifest_of_a_file_that_lies_about_it_is_refused_and_the_first_stays(device):
+    first = device.install("training")
+    entry = next(entry for entry in first.tensors if entry.kind == "int8")
+    moved = msgspec.structs.replace(entry, offsets=(entry.offsets[0] - 4, *entry.offsets[1:]))
+    tensors = tuple(moved if each is entry else each for each in first.tensors)
+    lie = msgspec.structs.replace(first, version=first.version + 1, tensors=tensors)
+    # The exporter's own key lies: here the aggregator's, as if it were that.
+    device.slots._keys = Keys(envelope.public_bytes(device.aggregator.key), bytes(32))
+    signed = envelope.sign(device.aggregator.key, "manifest", encode_manifest(lie))
+    with pytest.raises(VersionRefused) as caught:
+        device.slots.install(signed, "training", device.clock.now())
+    assert caught.value.reason == "wrong_template"
+    assert device.open().current("training").manifest == first
 
 
 def test_a_lower_version_and_an_expired_one_are_refused_and_nothing_is_fetched(device):

@@ -225,3 +225,31 @@ def test_cut_and_flipped_bundles_are_refused_or_change_nothing(device):
         except (ManifestRefused, VersionRefused, NotThere):
             assert not list(other.home.rglob("*.tflite"))
     assert taken < 40
+
+
+def test_a_bundle_that_ends_at_a_root_whose_keys_were_taken_away_is_refused(device):
+    """The old targets keys leaked, and root 2 replaced them; the thief's bundle simply stops at root 1."""
+    stolen = device.repository.keys["targets"]
+    first = device.repository.files["1.root.json"]
+    device.repository.rotate("targets")
+    device.repository.publish()
+    assert device.install().version == 1
+    device.release()
+    forged = device.repository.sign("targets", device.repository.targets, stolen)
+    assert device.refusal(device.bundle(roots=(first,), targets=forged)) == "metadata_unsigned"
+    # Nor with a second root of the old holders' own, which the device would have followed before.
+    device.repository.root.version, device.repository.keys["targets"] = 1, stolen
+    other = device.repository.new_root()
+    assert device.refusal(device.bundle(roots=(first, other), targets=forged)) == "another_root"
+    assert device.slot().version == 1
+
+
+def test_numbers_that_stolen_keys_ran_up_are_forgotten_with_the_keys(device):
+    device.repository.targets.version += 1_000_000
+    device.repository.publish()
+    assert device.install().version == 1
+    device.repository.targets.version = 1
+    device.repository.rotate("targets")
+    device.release()
+    device.repository.publish()
+    assert device.install().version == 2

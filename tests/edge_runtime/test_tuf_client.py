@@ -353,3 +353,25 @@ def test_an_exporters_second_manifest_of_a_listed_template_may_only_patch_as_wel
 
 def target_of(data):
     return Target(len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_root_that_was_seen_is_not_forgotten_when_a_server_hides_it(device):
+    """Keys of root 1 were stolen, root 2 replaced them, and the thief's server ends at root 1 with newer metadata."""
+    stolen = dict(device.repository.keys)
+    for role in ("targets", "snapshot", "timestamp"):
+        device.repository.rotate(role)
+    device.publish()
+    device.install()
+    device.repository.keys |= {role: stolen[role] for role in ("targets", "snapshot", "timestamp")}
+    device.release()
+    for number in (2, 3, 4):
+        del device.downloads.files[f"{METADATA_PATH}/{number}.root.json"]
+    device.open()
+    assert device.refusal() == "metadata_unsigned"
+
+
+def test_an_announcement_of_thousands_of_files_is_looked_up_and_not_read_through(device):
+    """What a broker carries is bytes by name; a name that nobody asks for costs nothing and leads nowhere."""
+    device.client.carried = {f"../{number}.root.json": b"{" for number in range(5000)} | {"2.root.json": b"{"}
+    device.install()
+    assert sorted(path.name for path in (device.home / "trust").iterdir() if "root" in path.name) == ["1.root.json"]

@@ -1,14 +1,20 @@
 """A refresh on trial, as the keeper and the processes that use it live through it."""
 
+import errno
+
 import pytest
 
 from edge_runtime.activation import BOOTS, Stage
+from edge_runtime.adapters.files import write_atomically
 from edge_runtime.model_health import Health
 from edge_runtime.ports import RuntimeFailed
 from edge_runtime.trust import Keys
 from edge_runtime.turn_report import Notes
 from edge_runtime.version_keeper import VersionKeeper
+from tests.edge_runtime.disk_faults import NEEDS_ROOM
 from tests.edge_runtime.fakes import FakeBroker, FakeClock, FakeDownloads, ToyAggregator
+from tests.edge_runtime.recorded_disk import recording
+from tests.edge_runtime.signed_repository import SignedRepository
 from wire_contract import envelope
 from wire_contract.messages import Enrolled
 
@@ -156,6 +162,30 @@ def test_a_slot_file_of_an_older_release_counts_as_confirmed(device):
     assert (device.slot.stage, device.slot.floor, device.slot.floor_sha256) == (Stage.SETTLED, 1, slot.sha256)
 
 
+def test_on_a_full_disk_a_version_on_trial_is_not_started_and_the_one_before_is_used(device):
+    confirmed = device.slot.current
+    device.release()
+    device.turn()
+    before, asked = device.slot, len(device.asked)
+    with recording(device.home, lambda operation: errno.ENOSPC if operation.kind in NEEDS_ROOM else 0):
+        assert device.slots.begin_boot().manifest.sha256 == confirmed
+        assert device.slots.came_up(sha256=confirmed) == before
+        assert "storage_full" in device.turn().refused
+    assert (device.slot, len(device.asked)) == (before, asked)
+    assert device.slots.begin_boot().manifest.sha256 == before.current and device.slot.begun == before.begun + 1
+
+
+def test_where_a_root_is_pinned_a_training_version_never_reaches_the_keyboard(tmp_path):
+    device = Device(tmp_path / "free")
+    device.slots.install(device.toy.signed, "training", device.clock.now())
+    assert device.keeper.current().manifest.version == 1
+    pinned = Device(tmp_path / "pinned")
+    write_atomically(tmp_path / "pinned" / "trust" / "pinned.json", SignedRepository().files["1.root.json"])
+    pinned.open()
+    pinned.slots.install(pinned.toy.signed, "training", pinned.clock.now())
+    assert pinned.slots.current("training") is not None and pinned.keeper.current() is None
+
+
 def test_without_anything_to_try_it_out_a_version_waits_for_who_uses_it(tmp_path):
     device = Device(tmp_path)
     device.keeper._try_out = None
@@ -163,3 +193,24 @@ def test_without_anything_to_try_it_out_a_version_waits_for_who_uses_it(tmp_path
     device.turn()
     assert device.slot.on_trial and device.slots.begin_boot().manifest.version == 1
     assert device.slots.came_up().stage is Stage.SETTLED
+
+
+@pytest.mark.parametrize("verdict", [Health(said="1.00 times the latency"), Health("too_slow", "4 times")])
+def test_a_verdict_on_one_version_neither_confirms_nor_blames_one_that_was_installed_meanwhile(device, verdict):
+    device.release()
+    for _ in range(BOOTS - 1):
+        device.turn()
+    judged = device.slot.current
+    signed, device.toy.manifest, device.toy.model = device.toy.next_version("refresh")
+    device.toy.announce(signed, device.toy.manifest, device.toy.model, ("refresh",))
+
+    def try_out(sha256, before):
+        # The other process: `edge-runtime models install-offline`, while this one measures.
+        device.slots.install(signed, "refresh", device.clock.now())
+        return verdict
+
+    device.keeper._try_out = try_out
+    assert "another_version" in device.turn().refused
+    assert device.slot.on_trial and device.slot.current == device.toy.manifest.sha256 != judged
+    assert (device.slot.floor, device.slot.came_up, device.slot.bad) == (1, 0, ())
+    assert device.slots.came_up(sha256=judged).came_up == 0

@@ -167,8 +167,25 @@ def test_a_write_that_fails_leaves_the_older_bundle_whole_and_nothing_beside_it(
 def test_an_older_bundle_is_replaced(bundle_folder, bundle_parts, vocabulary):
     model, manifest = bundle_parts
     key = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-    (bundle_folder / "left-over").write_text("x")
     write_bundle(bundle_folder, model, vocabulary, manifest, key)
     assert read_bundle(bundle_folder).public_key == public_bytes(key)
-    assert not (bundle_folder / "left-over").exists()
     assert [path.name for path in bundle_folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("kind", ["a file", "a folder with something else in it", "a link"])
+def test_what_is_no_bundle_is_never_replaced(bundle_folder, bundle_parts, vocabulary, signing_key, kind):
+    model, manifest = bundle_parts
+    place = bundle_folder
+    if kind == "a file":
+        place = bundle_folder.parent / "model.keras"
+        place.write_bytes(b"months of work")
+    elif kind == "a link":
+        place = bundle_folder.parent / "link"
+        place.symlink_to(bundle_folder)
+    else:
+        (bundle_folder / "key.pem").write_bytes(b"months of work")
+    before = {path: path.read_bytes() for path in bundle_folder.parent.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError):
+        write_bundle(place, model, vocabulary, manifest, signing_key)
+    assert {path: path.read_bytes() for path in bundle_folder.parent.rglob("*") if path.is_file()} == before
+    assert place.is_symlink() == (kind == "a link")

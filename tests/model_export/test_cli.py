@@ -95,6 +95,8 @@ def test_a_bundle_with_one_flipped_bit_is_refused_by_show_and_verify(bundle_fold
         ({"--preset": "smal"}, 2, "did you mean 'small'?"),
         ({"--valid-days": "0"}, 2, "--valid-days is positive, got 0"),
         ({"--valid-days": "many"}, 2, "invalid int value"),
+        ({"--population": "My Phones"}, 2, "--population is 1 to 40 of a-z, 0-9 and -, not beginning with -, got 'My"),
+        ({"--population": "a/b"}, 2, "got 'a/b'"),
     ],
 )
 def test_what_is_wrong_with_an_export_is_said_in_one_line_and_nothing_is_written(
@@ -124,12 +126,14 @@ def test_a_file_that_is_no_key_is_refused(tmp_path, key, capfd):
 
 
 def test_a_missing_bundle_is_exit_code_3_in_words_and_in_json(tmp_path, capfd):
-    code, out, err = run(capfd, "show", tmp_path / "none", "--json")
-    assert code == 3
-    error = json_line(out)
-    assert error["error_code"] == "NOT_FOUND"
-    assert error["exit_code"] == 3
-    assert "none" in err
+    missing = tmp_path / "none"
+    for command in (["show", missing], ["verify", missing], ["diff", missing, tmp_path]):
+        code, out, err = run(capfd, *command, "--json")
+        assert code == 3
+        error = json_line(out)
+        assert error["error_code"] == "NOT_FOUND"
+        assert error["exit_code"] == 3
+        assert f"{missing}" in err
 
 
 def test_a_public_key_of_the_wrong_length_is_a_usage_error(tmp_path, capfd):

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import pickle
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -176,6 +178,8 @@ def test_the_pickle_written_by_hand_is_one_that_is_read(tmp_path):
         ({"kind": b"DoubleStorage"}, "has 32 bytes, got 16"),
         ({"key": b"../../x"}, "got none"),
         ({"strides": (1,)}, "as many strides"),
+        ({"shape": (1,) * 9, "strides": (0,) * 9}, "at most 8 dimensions"),
+        ({"shape": (0,), "strides": (1,), "offset": 1 << 30}, "inside its storage"),
     ],
 )
 def test_a_tensor_that_lies_about_its_storage_is_refused(tmp_path, lie, rule):
@@ -192,6 +196,50 @@ def test_dictionaries_that_hold_each_other_a_million_times_over_are_refused(tmp_
         pickled += b"}(" + b"".join(b"X\x02\x00\x00\x00%02d" % n + held for n in range(100)) + b"uq" + bytes([level])
     with pytest.raises(BadImport, match="at most 65536 values"):
         read_torch(torch_archive(tmp_path / "w.pt", pickled + b"."))
+
+
+NESTED = b")" + b"\x85" * 300_000
+
+
+@pytest.mark.parametrize(
+    ("pickled", "rule"),
+    [
+        # Python hashes, and so follows, all of a tuple that is a key.
+        (b"}" + NESTED + b"K\x01s.", "a key is text or a number"),
+        (b"ccollections\nOrderedDict\n](" + NESTED + b"K\x01\x86e\x85R.", "an OrderedDict is made empty"),
+        (b"(" + NESTED + b"NNNNtQ.", "a storage that torch"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00" + NESTED + NESTED + b"tR.", "as many strides"),
+        # Looked at once for each time that it is called: 10^5 values, as often as the pickle is long.
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00(" + b"K\x00" * 100_000 + b"t)tR.", "at most 8 dimensions"),
+    ],
+    ids=["a key", "a pair", "a storage", "a shape", "a long shape"],
+)
+def test_what_is_nested_without_end_is_refused_and_does_not_end_the_process(tmp_path, pickled, rule):
+    path = torch_archive(tmp_path / "w.pt", b"\x80\x02" + pickled)
+    code = "import sys; from pathlib import Path; from model_export.importing.torch_file import read_torch\n"
+    code += "from model_export.importing.refusal import BadImport\n"
+    code += "try: read_torch(Path(sys.argv[1]))\nexcept BadImport as e: print(e)"
+    asked = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert (asked.returncode, asked.stderr) == (0, "") and rule in asked.stdout
+
+
+def test_a_torch_file_whose_deflated_bytes_are_damaged_is_refused(tmp_path):
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}." * 100)
+    whole = bytearray(path.read_bytes())
+    begins = whole.index(b"data.pkl") + len(b"data.pkl")
+    whole[begins : begins + 6] = bytes(byte ^ 0xFF for byte in whole[begins : begins + 6])
+    path.write_bytes(whole)
+    with pytest.raises(BadImport, match="the archive cannot be read"):
+        read_torch(path)
+
+
+def test_steps_that_are_never_taken_may_be_any_number_and_empty_tensors_are_empty(tmp_path):
+    for shape, strides, expected in [((1, 2), (1 << 30, 1), [[0, 1]]), ((0, 5), (5, 1), []), ((0,), (1,), [])]:
+        pickled = tensor_pickle(shape=shape, strides=strides)
+        path = torch_archive(tmp_path / "w.pt", pickled, _0=np.arange(4, dtype="<f4").tobytes())
+        assert read_torch(path)["w"].tolist() == expected
 
 
 @given(st.data())
@@ -243,6 +291,7 @@ def safetensors(header, body=bytes(16)):
         (safetensors({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1 << 40]}}), "lies inside the file"),
         (safetensors({"w": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}), "lies inside the file"),
         (safetensors({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 16]}}), "values of F32"),
+        (safetensors({"w": {"dtype": "F32", "shape": [0, 10**30], "data_offsets": [0, 0]}}), "can have"),
         (safetensors({"w": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 16]}}), "values of BF16"),
     ],
 )
@@ -257,6 +306,44 @@ def test_brain_floats_of_safetensors_are_the_upper_halves_of_float32(tmp_path):
     header = {"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
     (tmp_path / "w.safetensors").write_bytes(safetensors(header, bits.tobytes()))
     assert read_safetensors(tmp_path / "w.safetensors")["w"].tolist() == [1.5, -2.0]
+
+
+HEADERS = [
+    b"'" * 3,
+    b"(" * 3000,
+    b"-" * 9000,
+    b"  a\n b",
+    b"{1: {[]: 2}}",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,2",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,-2), }",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 2), }",
+    b"{'descr': ('<f4', (2,)), 'fortran_order': False, 'shape': (1,), }",
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_that_numpy_stumbles_over_is_refused(tmp_path, header):
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("w.npy", npy)
+    with pytest.raises(BadImport):
+        read_npz(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path, compression):
+    path, stream, rng = tmp_path / "w.npz", io.BytesIO(), np.random.default_rng(7)
+    np.save(stream, np.arange(64, dtype=np.float32))
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("w.npy", stream.getvalue())
+    whole = path.read_bytes()
+    for _ in range(500):
+        broken = bytearray(whole)
+        broken[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(broken)
+        # OSError: an offset that became negative; a command tells it as any file that cannot be read.
+        with contextlib.suppress(BadImport, OSError):
+            assert all(isinstance(array, np.ndarray) for array in read_npz(path).values())
 
 
 def test_an_npz_with_objects_or_a_huge_header_is_refused_before_anything_is_made(tmp_path):

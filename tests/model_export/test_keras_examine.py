@@ -1,5 +1,7 @@
 """What cannot train on a phone is refused before conversion: by the layer's name, with the reason and the change."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -337,3 +339,31 @@ def test_what_is_left_out_is_said():
         "recurrent dropout of 0.4",
     ):
         assert said in notes
+
+
+def test_a_configuration_that_asks_for_more_than_any_memory_is_refused(tmp_path):
+    """12 TB of weights in a file of 20 kB: Keras makes them before it looks whether they are in the file."""
+    import keras
+
+    from model_export.keras_graph.loading import load_keras
+    from model_export.keras_graph.refusal import Refused
+
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "small.keras")
+    with zipfile.ZipFile(tmp_path / "small.keras") as small, zipfile.ZipFile(tmp_path / "huge.keras", "w") as huge:
+        for name in small.namelist():
+            data = small.read(name)
+            huge.writestr(name, data.replace(b'"units": 2', b'"units": 1000000000000') if "config" in name else data)
+    refused = load_keras(tmp_path / "huge.keras")
+    assert isinstance(refused, Refused) and "cannot be made" in refused.refusals[0].reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_weights_that_are_not_finite_are_refused_by_their_layer_whether_they_learn_or_not(value, trainable):
+    model = sequential(L().Dense(3, name="ruined"), L().Dense(2, name="whole"))
+    kernel = np.ones((6, 3), np.float32)
+    kernel[2, 1] = value
+    model.get_layer("ruined").kernel.assign(kernel)
+    model.get_layer("ruined").trainable = trainable
+    (refusal,) = refusals(model)
+    assert (refusal.layer, refusal.reason) == ("ruined", "kernel holds values that are not finite")

@@ -281,8 +281,11 @@ def test_a_model_that_does_not_fit_ends_with_code_4_and_a_line_for_each_layer(sa
             run(capsys, "keygen", key)
         arguments = [command[0], saved / file, "--loss", "mean_squared_error", *command[1:]]
         code, out, _ = run(capsys, *arguments, "--json")
-        refusals = json.loads(out)["refusals"]
+        answer = json.loads(out)
+        refusals = answer["refusals"]
         assert code == 4
+        assert answer["error_code"] == "NOT_EXPORTABLE"
+        assert layers[0] in answer["message"]
         assert refusals[0]["layer"] == layers[0]
         assert all(refusal["reason"] and refusal["change"] for refusal in refusals)
         code, out, _ = run(capsys, *arguments)
@@ -353,12 +356,35 @@ def test_a_damaged_bundle_of_arrays_raises_only_the_contracts_errors(exports, si
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--batch", 0), ("--batch", 5000), ("--valid-days", 0), ("--minimum-runtime", "next")]
+    ("option", "value"),
+    [
+        ("--batch", 0),
+        ("--batch", 5000),
+        ("--valid-days", 0),
+        ("--minimum-runtime", "next"),
+        ("--population", "My Phones"),
+    ],
 )
-def test_a_wrong_number_is_a_usage_error(saved, capsys, tmp_path, option, value):
+def test_a_wrong_option_is_a_usage_error(saved, capsys, tmp_path, option, value):
     code, _, err = run(
         capsys, "export-model", saved / "good.keras", "--loss", "mean_squared_error", "--population", "p",
         "--signing-key", tmp_path / "k", "--output", tmp_path / "b", option, value,
     )  # fmt: skip
     assert code == 2
     assert option in err
+
+
+def test_an_export_never_takes_the_place_of_the_model_that_it_reads(saved, capsys, tmp_path):
+    key, model = tmp_path / "key.pem", tmp_path / "mine.keras"
+    model.write_bytes((saved / "good.keras").read_bytes())
+    before = model.read_bytes()
+    run(capsys, "keygen", key)
+    for place in (model, tmp_path):
+        code, _, err = run(
+            capsys, "export-model", model, "--loss", "mean_squared_error", "--population", "p",
+            "--signing-key", key, "--output", place,
+        )  # fmt: skip
+        assert code == 4
+        assert "is not overwritten" in err
+    assert model.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key.pem", "mine.keras"]

@@ -17,6 +17,7 @@ from wire_contract.manifest import (
     decode_manifest,
     encode_manifest,
     patched_ranges,
+    promises_hash,
     signature_family,
     signature_name,
     template_hash,
@@ -73,6 +74,10 @@ def lineage(**fields):
     return msgspec.structs.replace(FULL_MANIFEST, lineage=msgspec.structs.replace(FULL_MANIFEST.lineage, **fields))
 
 
+def golden(**fields):
+    return changed(golden=msgspec.structs.replace(MANIFEST.golden, **fields))
+
+
 def tensor(index: int, **fields):
     tensors = list(MANIFEST.tensors)
     tensors[index] = msgspec.structs.replace(tensors[index], **fields)
@@ -117,6 +122,19 @@ def tensor(index: int, **fields):
         (changed(golden_vectors=(GoldenVector(context=(4,), ids=(6,)),)), "of the vocabulary"),
         (changed(golden_vectors=(GoldenVector(context=(-1,), ids=(4,)),)), "of the vocabulary"),
         (changed(golden_vectors=(GoldenVector(ids=(4,)),) * 65), "at most 64"),
+        (
+            changed(vocabulary_words=1 << 41, golden_vectors=(GoldenVector(context=(1 << 40,), ids=(4,)),)),
+            "of the vocabulary",
+        ),
+        (golden(loss_tolerance=float("inf")), "finite"),
+        (golden(logit_tolerance=float("nan")), "finite"),
+        (golden(logit_tolerance=-1.0), "finite"),
+        (golden(template_loss=float("nan")), "finite"),
+        (golden(tokens=(1 << 31,)), "golden context"),
+        (golden(tokens=(0,) * 4097), "golden context"),
+        (tensor(0, name="rows\nbias"), "printable"),
+        (tensor(0, name=""), "printable"),
+        (changed(train_inputs=(TrainInput(name="a", shape=(6, 4), parts=ROWS, fill=float("nan")),)), "finite"),
         (changed(needs=("train",)), "capabilities"),
         (changed(needs=("signature:train",) * 65), "capabilities"),
         (changed(minimum_runtime="new"), "release"),
@@ -251,3 +269,16 @@ def test_the_fingerprint_follows_names_shapes_and_order_only():
     assert layout.fingerprint == Layout(tensor(0, offsets=(9999,)).tensors).fingerprint
     assert layout.fingerprint != Layout(MANIFEST.tensors[::-1]).fingerprint
     assert layout.fingerprint != Layout(tensor(0, name="other").tensors).fingerprint
+
+
+def test_two_manifests_promise_the_same_of_a_file_if_they_differ_in_its_story_alone():
+    story = {"version": 9, "kind": "training", "created_at": 5, "expires_at": 7, "url": "/x", "undo_of": 3}
+    assert promises_hash(msgspec.structs.replace(FULL_MANIFEST, **story)) == promises_hash(FULL_MANIFEST)
+    told = (GoldenVector(context=(4,), ids=(4,)),)
+    for more in (
+        changed(golden_vectors=told),
+        golden(logit_tolerance=1.0),
+        tensor(0, offsets=(4,)),
+        changed(sha256="0" * 64),
+    ):
+        assert promises_hash(more) != promises_hash(MANIFEST)
