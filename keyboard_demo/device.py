@@ -23,6 +23,7 @@ from edge_runtime.agent import Agent, Ports
 from edge_runtime.config import Settings
 from edge_runtime.jobs import Personalized
 from edge_runtime.mixture import COMPONENTS, Mixture
+from edge_runtime.model_slots import VersionRefused
 from edge_runtime.policy_settings import PolicySettings
 from edge_runtime.ports import Forgotten, SignatureRunner
 from edge_runtime.privacy_filter import id_stream
@@ -63,7 +64,10 @@ class PersonalDevice:
         )
         self.agent = Agent(home, settings, ports)
         self._store = StateStore(home / "state.db")
+        # The version on trial that this start is counted for, until it has answered.
+        self._on_trial = ""
         try:
+            self._begin_boot()
             self._reload()
         except BaseException:
             self.close()
@@ -78,6 +82,15 @@ class PersonalDevice:
     def vocabulary(self) -> Vocabulary:
         """The words of the version on this device."""
         return self._vocabulary
+
+    def _begin_boot(self) -> None:
+        """Count this start for a refresh on trial, before it is opened: one that ends the keyboard goes back alone."""
+        try:
+            held = self.agent.slots.begin_boot()
+        except VersionRefused:
+            # Another process ended the trial meanwhile: what stands now needs no count.
+            return
+        self._on_trial = held.manifest.sha256 if held is not None else ""
 
     def _reload(self) -> None:
         # Counted before anything is read: who is told to forget in between is noticed at the next key.
@@ -117,6 +130,9 @@ class PersonalDevice:
         """Return the mixed probabilities [V] after 20 ids: shared model, personal copy, own words."""
         self._heed_forgetting()
         mixed: list[float] = self._suggestions.distribution(context).tolist()
+        if self._on_trial:
+            self.agent.slots.came_up(sha256=self._on_trial)
+            self._on_trial = ""
         return mixed
 
     def learn(self, text: str) -> str:

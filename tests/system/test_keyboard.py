@@ -1,5 +1,6 @@
 """The person's keyboard on a real device: it learns offline, and a night on request contributes and personalizes."""
 
+import json
 import time
 
 import pytest
@@ -57,6 +58,25 @@ def test_a_night_on_request_contributes_once_and_makes_a_personal_copy(fleet_and
     assert "receipt: accepted" in said
     assert "nats a word" in said
     assert fleet.host.count_accepted() == (1, 1)
+
+
+def test_a_start_counts_for_a_version_on_trial_before_it_is_opened_and_again_when_it_has_answered(fleet_and_home):
+    fleet, home = fleet_and_home
+    with fleet.on_wall_clock():
+        fetch_model(home)
+    pointer = home / "slots" / "refresh.json"
+    pointer.write_text(json.dumps({**json.loads(pointer.read_text()), "on_trial": True, "begun": 0, "came_up": 0}))
+    counts = []
+    for answers in (False, True):
+        device = open_personal(home)
+        begun = json.loads(pointer.read_text())["begun"]
+        try:
+            if answers:
+                device.predict(tuple([1] * 20))
+        finally:
+            device.close()
+        counts.append((begun, json.loads(pointer.read_text())["came_up"]))
+    assert counts == [(1, 0), (2, 1)]
 
 
 def test_suggestions_and_learning_need_no_network(fleet_and_home):
