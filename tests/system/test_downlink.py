@@ -159,8 +159,6 @@ def phone(tmp_path, cloud):
     return made
 
 
-
-
 def test_a_device_three_versions_behind_gets_a_delta_and_ends_with_the_same_bytes(cloud, phone):
     for behind in (1, 3, 8):
         target = cloud.step(behind)

@@ -75,8 +75,9 @@ def test_a_start_counts_for_a_version_on_trial_before_it_is_opened_and_again_whe
                 device.predict(tuple([1] * 20))
         finally:
             device.close()
-        counts.append((begun, json.loads(pointer.read_text())["came_up"]))
-    assert counts == [(1, 0), (2, 1)]
+        counts.append((begun, json.loads(pointer.read_text())["on_trial"]))
+    # A first version has none before it to be compared with: it is kept as soon as it has answered.
+    assert counts == [(1, True), (2, False)]
 
 
 def test_suggestions_and_learning_need_no_network(fleet_and_home):
