@@ -47,7 +47,7 @@ from edge_runtime.adapters.files import (
     write_atomically,
 )
 from edge_runtime.ports import Downloads, NotThere, StorageFailed, StorageFull, TooLarge, Unreachable
-from edge_runtime.repository_trust import Repository, admit
+from edge_runtime.repository_trust import FOLDER, PINNED_FILE, Repository, admit
 from edge_runtime.version_delta import DeltaRefused, rebuild
 from wire_contract.envelope import read_envelope
 from wire_contract.errors import ContractError
@@ -326,6 +326,13 @@ class ModelSlots:
         versions = (held.manifest.version, slot.version if slot.sha256 == offer.base_sha256 else 0)
         fits = offer.base_version in versions and held.manifest.layout_fingerprint == offer.layout_fingerprint
         return held if fits else None
+
+    def for_keyboards(self) -> Held | None:
+        """Return the refresh. Before the first one it is the training version, but not where a root is pinned: what
+        the offline keys have not signed for keyboards reaches none."""
+        held = self.current("refresh")
+        pinned = (self._home / FOLDER / PINNED_FILE).exists()
+        return held if held is not None or pinned else self.current("training")
 
     def current(self, track: Track) -> Held | None:
         """Return the track's current version, or None."""

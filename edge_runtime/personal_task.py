@@ -61,8 +61,8 @@ class Examples(Protocol):
 
 
 def newest(slots: ModelSlots) -> Held | None:
-    """Return the newest version for keyboards: the refresh, or the training version before the first refresh."""
-    return slots.current("refresh") or slots.current("training")
+    """Return the newest version for keyboards, see `ModelSlots.for_keyboards`."""
+    return slots.for_keyboards()
 
 
 def for_keyboard(home: Path, slots: ModelSlots) -> tuple[Held | None, str]:

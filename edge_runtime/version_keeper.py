@@ -138,9 +138,8 @@ class VersionKeeper:
             self._remembered_at = now
 
     def current(self) -> Held | None:
-        """Return the version for the keyboard: the refresh. Before the first one it is the training version, but not
-        where a root is pinned: what the offline keys have not signed for keyboards reaches none."""
-        return self.slots.current("refresh") or (None if self._repository else self.slots.current("training"))
+        """Return the version for the keyboard, see `ModelSlots.for_keyboards`."""
+        return self.slots.for_keyboards()
 
     def fetch_refresh(self) -> Manifest:
         """Fetch the announced refresh over HTTP and install it; raises what `ModelSlots.install` does."""
