@@ -78,7 +78,7 @@ def try_examples(
 
 
 def check_classes(manifest: Manifest, arrays: Mapping[str, NDArray[np.generic]], found: ArrayScore) -> None:
-    """Raise `ExamplesRefused` where a target is a class that the model lacks: its loss would be a number all the same."""
+    """Raise `ExamplesRefused` where a target is a class that the model lacks; its loss is a number all the same."""
     if manifest.loss != CLASSES:
         return
     name = next(spec.name for spec in manifest.examples if spec.role == "target")

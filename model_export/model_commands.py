@@ -76,14 +76,7 @@ def _examined(arguments: argparse.Namespace) -> "tuple[Any, Examined | Refused]"
 def _refusal(refused: "Refused") -> Result:
     rows = [{"layer": r.layer, "kind": r.kind, "reason": r.reason, "change": r.change} for r in refused.refusals]
     return Result(
-        {
-            "exportable": False,
-            "error_code": "NOT_EXPORTABLE",
-            "message": f"this model cannot be exported: {refused.lines().splitlines()[0]}",
-            "hint": "",
-            "refusals": rows,
-            "items": [],
-        },
+        {"exportable": False, "refusals": rows, "items": []},
         text=f"This model cannot be exported:\n{refused.lines()}",
         exit_code=ExitCode.REFUSED,
     )

@@ -192,6 +192,16 @@ def test_a_model_that_predicts_numbers_has_no_hits():
     assert array_evaluation.score(ArrayRunner(manifest), manifest, PACKED, array_model.draw(5)).hits == 0
 
 
+def test_a_score_on_classes_that_the_model_lacks_is_no_score():
+    arrays = array_model.draw(9)
+    found = array_evaluation.score(ArrayRunner(MANIFEST), MANIFEST, PACKED, arrays)
+    array_evaluation.check_classes(MANIFEST, arrays, found)
+    with pytest.raises(ExamplesRefused, match="target is a class below 3, for the model has so many, got 7"):
+        array_evaluation.check_classes(MANIFEST, {**arrays, "target": np.full(9, 7, np.int32)}, found)
+    numbers, _ = array_model.make("mean_squared_error")
+    array_evaluation.check_classes(numbers, {**arrays, "target": np.full(9, 7, np.float32)}, found)
+
+
 def test_examples_that_the_model_cannot_learn_from_are_refused_before_they_are_stored():
     arrays = array_model.draw(9)
     runner = ArrayRunner(MANIFEST)
