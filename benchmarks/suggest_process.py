@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.adapters.lazy_runtime import runtime_name
 from edge_runtime.adapters.runtime_choice import open_model
+from edge_runtime.adapters.runtime_name import runtime_name
 from edge_runtime.ports import SignatureRunner
 from wire_contract.manifest import decode_manifest
 

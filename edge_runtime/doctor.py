@@ -16,7 +16,7 @@ from cli_contract.result import Result, table
 from edge_runtime import identity
 from edge_runtime.adapters.child_trainer import ChildTrainer, TrainerTerms
 from edge_runtime.adapters.clock import FLOOR_FILE, SystemClock
-from edge_runtime.adapters.lazy_runtime import runtime_name
+from edge_runtime.adapters.runtime_name import runtime_name
 from edge_runtime.adapters.sensors.linux import LinuxSensors
 from edge_runtime.broker_address import parse_addresses
 from edge_runtime.config import SETTINGS_FILE, Settings, read_settings

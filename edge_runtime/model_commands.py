@@ -12,8 +12,8 @@ from cli_contract.errors import CommandError
 from cli_contract.exit_codes import ExitCode
 from cli_contract.result import Result
 from edge_runtime import array_evaluation, golden_asking
-from edge_runtime.adapters.lazy_runtime import RuntimeName
 from edge_runtime.adapters.runtime_choice import open_model, open_runtime
+from edge_runtime.adapters.runtime_name import RuntimeName
 from edge_runtime.array_examples import ExamplesRefused, read_npz
 from edge_runtime.evaluation import score
 from edge_runtime.ports import RuntimeFailed, SignatureRunner

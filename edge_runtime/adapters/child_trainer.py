@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.adapters.lazy_runtime import RuntimeName, runtime_name
+from edge_runtime.adapters.runtime_name import RuntimeName, runtime_name
 from edge_runtime.job_frames import Limit
 from edge_runtime.jobs import Died, Job, JobResult, LongJob, Order, ShortJob, Stopped, UsedUp
 from edge_runtime.ports import Clock

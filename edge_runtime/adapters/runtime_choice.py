@@ -10,9 +10,8 @@ The rules:
 import importlib.util
 
 from edge_runtime.adapters.interpreter import InterpreterRuntime, Model, load_module
-from edge_runtime.adapters.lazy_runtime import MODULES
-from edge_runtime.adapters.lazy_runtime import RuntimeName as RuntimeName
 from edge_runtime.adapters.numpy_runtime import NumpyRuntime, open_version
+from edge_runtime.adapters.runtime_name import MODULES, RuntimeName
 from edge_runtime.ports import RuntimeFailed, SignatureRunner
 from wire_contract.manifest import Manifest
 

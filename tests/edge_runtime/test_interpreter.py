@@ -122,7 +122,8 @@ def test_no_interpreter_at_all_is_said_with_what_to_install():
 
 def test_auto_is_numpy_only_where_neither_interpreter_is_installed():
     code = (
-        "from edge_runtime.adapters.lazy_runtime import LazyRuntime, runtime_name\n"
+        "from edge_runtime.adapters.lazy_runtime import LazyRuntime\n"
+        "from edge_runtime.adapters.runtime_name import runtime_name\n"
         "from edge_runtime.adapters.runtime_choice import open_runtime\n"
         "runtime = LazyRuntime('auto'); runtime.mark_checked('a')\n"
         "print(runtime_name('auto'), open_runtime('auto').name, runtime._loaded.name, sep=',')\n"

@@ -4,7 +4,8 @@ from importlib.metadata import version
 import pytest
 
 from edge_runtime.adapters.interpreter import PACKAGES, InterpreterRuntime
-from edge_runtime.adapters.lazy_runtime import MODULES, LazyRuntime, runtime_name
+from edge_runtime.adapters.lazy_runtime import LazyRuntime
+from edge_runtime.adapters.runtime_name import MODULES, runtime_name
 
 HERE = [short for short in MODULES if importlib.util.find_spec(MODULES[short]) is not None]
 
