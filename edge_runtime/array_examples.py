@@ -14,6 +14,7 @@ Pure: bytes and arrays in, arrays and bytes out.
 
 import hashlib
 import io
+import lzma
 import math
 import tokenize
 import zipfile
@@ -33,7 +34,16 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_EXAMPLES = 20_000
 ID_BYTES = 8
 _MAX_HEADER_BYTES = 10_000
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OSError,
+)
 
 
 class ExamplesRefused(Exception):  # noqa: N818 - an answer, not a fault

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.broken_archive import BROKEN_ARCHIVE
 from model_export.network import EMBEDDING, PRESETS, PROJECTION, NetworkSize
 from wire_contract.layout import Tensors
 from wire_contract.manifest import MAX_PARAMETERS
@@ -44,7 +45,7 @@ def load_checkpoint(path: Path, size: NetworkSize) -> Tensors:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, size, path)
             tensors = {name: _read(archive, name, shape) for name, shape in size.tensor_shapes.items()}
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as e:
+    except BROKEN_ARCHIVE as e:
         raise BadCheckpoint(f"{path}: a checkpoint is an .npz of float16 arrays, or of float32 ones: {e}") from e
     return tensors
 
@@ -61,7 +62,7 @@ def checkpoint_size(path: Path) -> NetworkSize:
         if any(len(shape) != 2 for shape in shapes.values()):
             raise BadCheckpoint(f"{path}: {EMBEDDING} and {PROJECTION} are matrices, got {shapes}")
         return NetworkSize(words=shapes[EMBEDDING][0], width=shapes[EMBEDDING][1], cells=shapes[PROJECTION][1])
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, NotImplementedError) as e:
+    except (*BROKEN_ARCHIVE, KeyError) as e:
         raise BadCheckpoint(f"{path}: a checkpoint is an .npz of float16 arrays, or of float32 ones: {e}") from e
 
 

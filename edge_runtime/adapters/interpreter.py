@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from edge_runtime.adapters.model_pool import ModelPool
 from edge_runtime.ports import Arrays, RuntimeFailed
 from wire_contract.manifest import Manifest
 
@@ -100,29 +101,14 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-class _Pool:
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._models: OrderedDict[str, Model] = OrderedDict()
-
-    def get(self, key: str, make: Callable[[], Model]) -> Model:
-        model = self._models.get(key)
-        if model is None:
-            model = self._models[key] = make()
-        self._models.move_to_end(key)
-        while len(self._models) > self._size:
-            self._models.popitem(last=False)
-        return model
-
-
 class InterpreterRuntime:
     """Implements the ModelRuntime port. Share one object among the agents of a process: the pools are its own."""
 
     def __init__(self, runtime: InterpreterName = "auto") -> None:
         short, self._module = load_module(runtime)
         self._name = f"{short} {getattr(importlib.import_module(MODULES[short].split('.')[0]), '__version__', '')}"
-        self._templates = _Pool(TEMPLATES_HELD)
-        self._versions = _Pool(VERSIONS_HELD)
+        self._templates = ModelPool[Model](TEMPLATES_HELD)
+        self._versions = ModelPool[Model](VERSIONS_HELD)
         self._checked: OrderedDict[str, None] = OrderedDict()
 
     @property

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.adapters.model_pool import ModelPool
 from edge_runtime.numpy_engine.model import NumpyModel
 from edge_runtime.ports import RuntimeFailed
 from wire_contract.errors import ContractError, Malformed
@@ -78,27 +79,12 @@ def _model(manifest: Manifest, tensors: Mapping[str, NDArray[np.float32]] | None
     return NumpyModel(manifest.signatures, words=words, width=width, cells=cells, tensors=tensors)
 
 
-class _Pool:
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._models: OrderedDict[str, NumpyModel] = OrderedDict()
-
-    def get(self, key: str, make: Callable[[], NumpyModel]) -> NumpyModel:
-        model = self._models.get(key)
-        if model is None:
-            model = self._models[key] = make()
-        self._models.move_to_end(key)
-        while len(self._models) > self._size:
-            self._models.popitem(last=False)
-        return model
-
-
 class NumpyRuntime:
     """Implements the ModelRuntime port. Share one object among the agents of a process."""
 
     def __init__(self) -> None:
-        self._templates = _Pool(TEMPLATES_HELD)
-        self._versions = _Pool(VERSIONS_HELD)
+        self._templates = ModelPool[NumpyModel](TEMPLATES_HELD)
+        self._versions = ModelPool[NumpyModel](VERSIONS_HELD)
         self._checked: OrderedDict[str, None] = OrderedDict()
 
     @property

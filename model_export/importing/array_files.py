@@ -9,10 +9,8 @@ Nothing of a file is run: a `.keras` archive is opened for its weights alone, it
 import io
 import json
 import math
-import struct
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.broken_archive import BROKEN_ARCHIVE
 from model_export.importing.refusal import MAX_ARRAYS, MAX_SOURCE_BYTES, BadImport
 from model_export.importing.torch_file import read_torch
 from wire_contract.manifest import MAX_PARAMETERS
@@ -29,8 +28,7 @@ KERAS_WEIGHTS: Final = "model.weights.h5"
 _MAX_HEADER_BYTES: Final = 16 * 1024 * 1024
 # What an archive or a header of any bytes makes the standard library and numpy raise, OSError apart.
 _BROKEN: Final = (
-    EOFError, MemoryError, NotImplementedError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    *BROKEN_ARCHIVE, MemoryError, SyntaxError, TypeError, tokenize.TokenError,
 )  # fmt: skip
 _FLOATS: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 

@@ -11,9 +11,7 @@ Unpickling runs whatever the file names. So its opcodes are read by this module'
 
 import math
 import pickletools
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.broken_archive import BROKEN_ARCHIVE
 from model_export.importing.refusal import MAX_ARRAYS, MAX_SOURCE_BYTES, BadImport
 from wire_contract.manifest import MAX_PARAMETERS
 
@@ -92,7 +91,7 @@ def read_torch(path: Path) -> dict[str, NDArray[np.generic]]:
         raise BadImport(
             f"{path.name}: a state dict is the zip form of torch.save (PyTorch 1.6 or newer) or .safetensors: {e}"
         ) from e
-    except (EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error) as e:
+    except BROKEN_ARCHIVE as e:
         raise BadImport(f"{path.name}: the archive cannot be read: {e}") from e
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from model_export.broken_archive import BROKEN_ARCHIVE
 from model_export.keras_graph.refusal import Refusal, Refused
 
 MAX_MODEL_FILE_BYTES = 1 << 30
@@ -61,7 +62,7 @@ def _config_of(path: Path) -> dict[str, Any] | Refused:
             if sum(sizes.values()) > MAX_MODEL_FILE_BYTES or sizes["config.json"] > MAX_CONFIG_BYTES:
                 return _refused(path, f"unpacks to more than {MAX_MODEL_FILE_BYTES} bytes", "train a smaller model")
             config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, ValueError, RecursionError, EOFError, NotImplementedError) as e:
+    except (*BROKEN_ARCHIVE, OSError) as e:
         return _refused(path, f"is no .keras file: {type(e).__name__}", "save the model with model.save('NAME.keras')")
     return config if isinstance(config, dict) else _refused(path, "has no configuration", "save it with model.save")
 

@@ -207,7 +207,9 @@ def test_an_interpreter_survives_every_broken_file_that_is_found_sound():
     assert told["bad_flatbuffer"] > FLIPS // 4 and told["runs"] > FLIPS // 10
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ai_edge_litert") is None, reason="the schema comes with ai-edge-litert")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ai_edge_litert") is None, reason="needs its schema: pip install ai-edge-litert"
+)
 def test_the_table_of_operators_names_them_as_the_schema_does():
     """The schema's generated module is the independent judge of codes and of options' types."""
     from ai_edge_litert import schema_py_generated as schema

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from model_export.checkpoint import BadCheckpoint, load_checkpoint, save_checkpoint
+from model_export.checkpoint import BadCheckpoint, checkpoint_size, load_checkpoint, save_checkpoint
 from model_export.network import PRESETS, initial_tensors, size_of
 
 SIZE = PRESETS["tiny"]
@@ -97,3 +97,18 @@ def test_bytes_that_are_no_archive_are_refused(tmp_path, data):
     (tmp_path / "c.npz").write_bytes(data)
     with pytest.raises(BadCheckpoint):
         load_checkpoint(tmp_path / "c.npz", SIZE)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_checkpoint_whose_packed_bytes_are_damaged_is_refused_by_name(tmp_path, compression):
+    path = tmp_path / "damaged.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in PRESETS["tiny"].tensor_shapes:
+            archive.writestr(f"{name}.npy", bytes(range(256)) * 8)
+    data = bytearray(path.read_bytes())
+    for place in range(60, 90):
+        data[place] ^= 0x55
+    path.write_bytes(data)
+    for read in (checkpoint_size, lambda each: load_checkpoint(each, PRESETS["tiny"])):
+        with pytest.raises(BadCheckpoint):
+            read(path)
